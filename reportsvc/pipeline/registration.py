@@ -1,0 +1,135 @@
+"""What senders and SDKs register: pushes, their targets, devices.
+
+Unlike an event, a registration is visible at once: the caller who gets its answer and asks in the next moment is told
+what he said. It is written to the journal first, which makes it durable and brings it to ClickHouse; what Redis is
+told on top of that, the aggregator will tell it once more, with no effect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import orjson
+
+from reportsvc.errors import BadParameter, Conflict, NotFound
+from reportsvc.model import App, Audience, DeviceUpsert, Push, platform_rank
+from reportsvc.pipeline import records
+from reportsvc.pipeline.journal import Journal
+from reportsvc.registry.devices import DeviceRegistry
+from reportsvc.registry.messages import Messages, targets_of
+from reportsvc.registry.pushes import PushRecord, PushRegistry
+from reportsvc.storage.device_set import CHUNK_BITS, Numbers
+from reportsvc.storage.queries import Queries
+from reportsvc.storage.redis import Redis
+
+#: Ids in one journal record; a larger audience takes several.
+_IDS_A_RECORD: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What became of a push: whether it is new, and how many devices are its targets."""
+
+    msg_id: str
+    targets: int
+    created: bool
+
+
+class Registrar:
+    """Registers on behalf of senders and devices."""
+
+    def __init__(self, redis: Redis, queries: Queries, journal: Journal, small_chunk_limit: int,
+                 clock: Callable[[], float] = time.time) -> None:
+        self._redis = redis
+        self._journal = journal
+        self._limit = small_chunk_limit
+        self._clock = clock
+        self._devices = DeviceRegistry(redis)
+        self._messages = Messages(redis)
+        self._pushes = PushRegistry(redis, queries)
+
+    async def register_push(self, app: App, push: Push, audience: Audience, content: bytes) -> Registration:
+        """Register *push* for *audience*; *content* is what makes two registrations of one id the same.
+
+        Raises:
+            Conflict: The id is registered with other content.
+        """
+        if audience.interests or audience.users:
+            raise BadParameter("audience", "interests and users need the Device API, which this release does not have")
+        now = int(self._clock())
+        device_ids = list(dict.fromkeys(audience.device_ids))
+        numbers = await self._number(app, device_ids, now)
+        ends: Sequence[int] = ()
+        targets = len(numbers)
+        if audience.everyone:
+            extent = await self._devices.extent(app.id)
+            ends, targets = extent.given, extent.alive
+        record = PushRecord(push.msg_id, push.vendor, push.created_at, push.expires_at, push.scheduled_at, push.payload,
+                            push.kind, push.channel, targets, now, ends)
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        created, registered_digest, text = await self._messages.claim(
+            app.id, push.msg_id, digest, orjson.dumps(record.document()), now=now, expires_at=push.expires_at,
+            chunks=_chunks(numbers))
+        if registered_digest != digest:
+            raise Conflict(f"msg_id {push.msg_id} is registered with other content")
+        record = PushRecord.parse(push.msg_id, text)
+        await self._store_targets(app, record, device_ids, numbers, now)
+        await self._journal.append_record(records.push(
+            app.id, push.msg_id, record.document(), record.expires_at, record.registered_at))
+        return Registration(push.msg_id, record.targets, created)
+
+    async def add_targets(self, app: App, msg_id: str, device_ids: Sequence[str]) -> int:
+        """Make more devices targets of a registered push; how many it has now.
+
+        Raises:
+            NotFound: No such push is registered.
+        """
+        push, _ = await self._pushes.find(app.id, msg_id)
+        if push is None:
+            raise NotFound(f"msg_id {msg_id} is not registered; register it with POST /v1/pushes first")
+        now = int(self._clock())
+        device_ids = list(dict.fromkeys(device_ids))
+        numbers = await self._number(app, device_ids, now)
+        await self._redis.run([self._messages.touch(app.id, msg_id, now, _chunks(numbers))])
+        await self._store_targets(app, push, device_ids, numbers, now)
+        return await self._pushes.count_targets(app.id, msg_id)
+
+    async def upsert_devices(self, app: App, upserts: Sequence[DeviceUpsert]) -> None:
+        """Make devices known; one that was deleted is a device of the app again."""
+        now = int(self._clock())
+        ranks: dict[str, int] = {}
+        for one in upserts:
+            ranks[one.device_id] = max(ranks.get(one.device_id, 0), platform_rank(one.device_id, one.platform))
+        await self._devices.number(app.id, ranks, now, registering=True)
+        await self._journal.append_record(records.devices(app.id, upserts, now))
+
+    async def delete_device(self, app: App, device_id: str) -> bool:
+        """Make a device no device of the app any more; False if it never was one."""
+        now = int(self._clock())
+        device = await self._devices.delete(app.id, device_id, now)
+        if device is None:
+            return False
+        await self._journal.append_record(records.deletion(app.id, device_id, device.deleted_at))
+        return True
+
+    async def _number(self, app: App, device_ids: Sequence[str], now: int) -> Numbers:
+        ranks = {device_id: platform_rank(device_id, "") for device_id in device_ids}
+        devices = await self._devices.number(app.id, ranks, now, registering=False)
+        return np.array([device.number for device in devices], np.uint32)
+
+    async def _store_targets(self, app: App, push: PushRecord, device_ids: Sequence[str], numbers: Numbers,
+                             now: int) -> None:
+        for start in range(0, len(device_ids), _IDS_A_RECORD):
+            await self._journal.append_record(records.targets(
+                app.id, push.msg_id, push.kind, push.channel, device_ids[start:start + _IDS_A_RECORD], now))
+        await self._redis.run(targets_of(app.id, push.msg_id).add(numbers, self._limit))
+
+
+def _chunks(numbers: Numbers) -> list[int]:
+    chunks: list[int] = np.unique(numbers >> CHUNK_BITS).tolist()
+    return chunks

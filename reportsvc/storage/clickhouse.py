@@ -1,0 +1,136 @@
+"""The client of ClickHouse: a server over HTTP, or the same engine inside this process (chDB).
+
+The driver blocks its thread, so calls run in two small pools of threads, each thread with a client of its own: one
+pool for reports, one for the aggregator's writes, so that a slow insert never makes a report wait. Every insert of
+this service is a union or a keyed upsert; the driver may therefore send one again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import Error as DriverError
+
+from reportsvc.errors import StoreUnavailable
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+DEFAULT_DATABASE: Final = "reportsvc"
+#: A report is a point query of a few milliseconds; one that takes this long will not become useful.
+REPORT_TIMEOUT_SECONDS: Final = 15
+#: An insert of a large batch, or the removal of swept messages, may wait for merges.
+WRITE_TIMEOUT_SECONDS: Final = 120
+REPORT_THREADS: Final = 4
+WRITE_THREADS: Final = 2
+
+#: Server codes that mean the statement itself is wrong: a bug here, which must not look like an outage.
+#: https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp
+_BUG_CODES: Final = frozenset({
+    6, 27, 33, 36, 38, 41, 42, 43, 44, 46, 47, 48, 53, 62, 70, 72, 117, 130, 131, 184, 215, 386,
+})
+
+
+class ClickHouse:
+    """A database, reached through :meth:`query`, :meth:`command` and :meth:`insert`."""
+
+    def __init__(self, url: str = "", directory: Path | None = None, database: str = "") -> None:
+        """Connect lazily to *url*, or, without one, open the engine on *directory* in this process.
+
+        *database* is that of the URL, or ``reportsvc``, unless given.
+        """
+        self._url = url
+        self._directory = directory
+        self.database = database or _database_of(url)
+        self._local = threading.local()
+        self._clients: list[Client] = []
+        self._opening = threading.Lock()
+        self._reports = ThreadPoolExecutor(REPORT_THREADS, "clickhouse-report")
+        self._writes = ThreadPoolExecutor(WRITE_THREADS, "clickhouse-write")
+
+    async def query(self, sql: str, parameters: Mapping[str, Any], *, label: str) -> Sequence[Sequence[Any]]:
+        """Rows of a report's query; *label* names the report and the request in the server's query log."""
+        def run(client: Client) -> Sequence[Sequence[Any]]:
+            return client.query(sql, parameters=dict(parameters), settings={
+                "log_comment": label, "max_execution_time": REPORT_TIMEOUT_SECONDS}).result_rows
+        return await self._in_thread(self._reports, run)
+
+    async def command(self, sql: str, parameters: Mapping[str, Any] | None = None, *, label: str = "") -> Any:
+        """Run a statement that changes something."""
+        def run(client: Client) -> Any:
+            return client.command(sql, parameters=dict(parameters or {}),
+                                  settings={"log_comment": label} if label else None)
+        return await self._in_thread(self._writes, run)
+
+    async def insert(self, table: str, columns: Sequence[str], rows: bytes) -> None:
+        """Insert *rows*, encoded as RowBinary in the order of *columns*."""
+        def run(client: Client) -> None:
+            client.raw_insert(table, column_names=columns, insert_block=rows, fmt="RowBinary")
+        await self._in_thread(self._writes, run)
+
+    async def close(self) -> None:
+        """Finish running calls and give the connections back."""
+        await asyncio.to_thread(self._reports.shutdown)
+        await asyncio.to_thread(self._writes.shutdown)
+        for client in self._clients:
+            client.close()
+        self._clients.clear()
+
+    async def _in_thread(self, pool: ThreadPoolExecutor, run: Callable[[Client], T]) -> T:
+        call = asyncio.get_running_loop().run_in_executor(pool, self._guarded, run)
+        return await asyncio.shield(call)
+
+    def _guarded(self, run: Callable[[Client], T]) -> T:
+        try:
+            return run(self._client())
+        except DriverError as error:
+            if getattr(error, "code", None) in _BUG_CODES:
+                raise
+            raise StoreUnavailable("clickhouse", _first_line(error)) from error
+        except (OSError, RuntimeError) as error:
+            raise StoreUnavailable("clickhouse", _first_line(error)) from error
+
+    def _client(self) -> Client:
+        client: Client | None = getattr(self._local, "client", None)
+        if client is None:
+            with self._opening:
+                client = self._open()
+                self._clients.append(client)
+            self._local.client = client
+        return client
+
+    def _open(self) -> Client:
+        if not self._url:
+            client = clickhouse_connect.get_client(interface="chdb", path=str(self._directory))
+            client.command(f"CREATE DATABASE IF NOT EXISTS {self.database}")
+            client.command(f"USE {self.database}")
+            client.database = self.database
+            return client
+        parts = urlsplit(self._url)
+        # Sessions refuse concurrent queries; nothing here needs one.
+        options: dict[str, Any] = {
+            "interface": parts.scheme, "host": parts.hostname, "port": parts.port or 0,
+            "username": unquote(parts.username or "") or None, "password": unquote(parts.password or ""),
+            "autogenerate_session_id": False, "form_encode_query_params": True,
+            "connect_timeout": 5, "send_receive_timeout": WRITE_TIMEOUT_SECONDS,
+        }
+        clickhouse_connect.get_client(**options).command(f"CREATE DATABASE IF NOT EXISTS {self.database}")
+        return clickhouse_connect.get_client(**options, database=self.database)
+
+
+def _database_of(url: str) -> str:
+    name = unquote(urlsplit(url).path.strip("/"))
+    return name or DEFAULT_DATABASE
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

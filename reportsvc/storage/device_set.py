@@ -1,0 +1,207 @@
+"""Sets of device numbers in Redis: who is a target, who received, who subscribed to an interest.
+
+A set is cut into chunks of 65 536 numbers, a key each. A small chunk is a Redis intset of two-byte members; past a
+few thousand members the 8 KiB bitmap is smaller and takes over. Adding and removing are idempotent, so replaying a
+batch changes nothing. A set has no expiry of its own: one chunk must never outlive or predecease the others, so the
+retention sweep removes them together (see ARCHITECTURE.md, Retention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from reportsvc.storage.redis import Command, Redis, Script
+
+Numbers = npt.NDArray[np.uint32]
+
+CHUNK_BITS: Final = 16
+CHUNK_SIZE: Final = 1 << CHUNK_BITS
+#: At two bytes a member an intset is nearly as large as the bitmap here; one more member and a packed chunk could not
+#: be told from a bitmap. A server that allows fewer entries in an intset (``set-max-intset-entries``, 512 unless
+#: configured) keeps to its own limit.
+MAX_SMALL_CHUNK: Final = 4095
+#: Redis' own default.
+REDIS_INTSET_ENTRIES: Final = 512
+
+# Members are stored minus 32 768, so that all of them fit the intset's two-byte form. Offsets arrive as one string of
+# little-endian uint16: one argument instead of thousands.
+_ADD = Script("""
+local key, limit, blob = KEYS[1], tonumber(ARGV[1]), ARGV[2]
+local kind = redis.call('TYPE', key).ok
+local members = {}
+for i = 1, #blob, 2 do
+  local low, high = string.byte(blob, i, i + 1)
+  members[#members + 1] = low + high * 256
+end
+if kind ~= 'string' then
+  local size = kind == 'set' and redis.call('SCARD', key) or 0
+  if size + #members <= limit then
+    for from = 1, #members, 1000 do
+      local part = {}
+      for i = from, math.min(from + 999, #members) do part[#part + 1] = members[i] - 32768 end
+      redis.call('SADD', key, unpack(part))
+    end
+    return 0
+  end
+  if size > 0 then
+    for _, member in ipairs(redis.call('SMEMBERS', key)) do members[#members + 1] = tonumber(member) + 32768 end
+    redis.call('DEL', key)
+  end
+  redis.call('SETBIT', key, 65535, 0)
+end
+for from = 1, #members, 1000 do
+  local part = {}
+  for i = from, math.min(from + 999, #members) do
+    local n = #part
+    part[n + 1], part[n + 2], part[n + 3], part[n + 4] = 'SET', 'u1', members[i], 1
+  end
+  redis.call('BITFIELD', key, unpack(part))
+end
+return 1
+""")
+
+_REMOVE = Script("""
+local key, blob = KEYS[1], ARGV[1]
+local kind = redis.call('TYPE', key).ok
+if kind == 'none' then return 0 end
+for i = 1, #blob, 2 do
+  local low, high = string.byte(blob, i, i + 1)
+  local offset = low + high * 256
+  if kind == 'string' then redis.call('SETBIT', key, offset, 0) else redis.call('SREM', key, offset - 32768) end
+end
+if kind == 'string' and redis.call('BITCOUNT', key) == 0 then redis.call('DEL', key) end
+return 1
+""")
+
+_CONTAINS = Script("""
+local key, blob = KEYS[1], ARGV[1]
+local kind = redis.call('TYPE', key).ok
+local out = {}
+if kind == 'string' then
+  for i = 1, #blob, 2 do
+    local low, high = string.byte(blob, i, i + 1)
+    out[#out + 1] = string.char(redis.call('GETBIT', key, low + high * 256))
+  end
+elseif kind == 'set' then
+  local members = {}
+  for i = 1, #blob, 2 do
+    local low, high = string.byte(blob, i, i + 1)
+    members[#members + 1] = low + high * 256 - 32768
+  end
+  for from = 1, #members, 1000 do
+    local found = redis.call('SMISMEMBER', key, unpack(members, from, math.min(from + 999, #members)))
+    for _, one in ipairs(found) do out[#out + 1] = string.char(one) end
+  end
+else
+  return string.rep('\\0', #blob / 2)
+end
+return table.concat(out)
+""")
+
+_READ = Script("""
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind == 'string' then return redis.call('GET', KEYS[1]) end
+if kind == 'none' then return '' end
+local out = {}
+for _, member in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local offset = tonumber(member) + 32768
+  out[#out + 1] = string.char(offset % 256, math.floor(offset / 256))
+end
+return table.concat(out)
+""")
+
+_SIZE = Script("""
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind == 'string' then return redis.call('BITCOUNT', KEYS[1]) end
+return kind == 'set' and redis.call('SCARD', KEYS[1]) or 0
+""")
+
+_BITMAP_BYTES: Final = CHUNK_SIZE // 8
+
+
+class DeviceSet:
+    """One set, named by the start and the end of its keys; the chunk's number stands between.
+
+    The methods build commands instead of running them, so that a batch over many sets is one pipeline.
+    """
+
+    __slots__ = ("_start", "_end")
+
+    def __init__(self, key: tuple[str, str]) -> None:
+        self._start, self._end = key
+
+    def chunk_key(self, chunk: int) -> str:
+        """The key of one chunk."""
+        return f"{self._start}{chunk}{self._end}"
+
+    def add_chunk(self, chunk: int, offsets: bytes, limit: int) -> Command:
+        """Add numbers of one chunk, given as packed uint16 offsets; *limit* as :func:`small_chunk_limit` tells."""
+        return _ADD((self.chunk_key(chunk),), limit, offsets)
+
+    def add(self, numbers: Numbers, limit: int) -> list[Command]:
+        """Add *numbers*, in any order."""
+        return [self.add_chunk(chunk, offsets, limit) for chunk, offsets, _ in split(numbers)]
+
+    def remove(self, numbers: Numbers) -> list[Command]:
+        """Remove *numbers*; those that are no members do not matter."""
+        return [_REMOVE((self.chunk_key(chunk),), offsets) for chunk, offsets, _ in split(numbers)]
+
+    def delete(self, end: int) -> list[Command]:
+        """Remove the whole set; *end* is over its largest number."""
+        return [("UNLINK", self.chunk_key(chunk)) for chunk in chunks_below(end)]
+
+    async def contains(self, redis: Redis, numbers: Numbers) -> npt.NDArray[np.bool_]:
+        """Which of *numbers* are members, in their order."""
+        found = np.zeros(len(numbers), np.bool_)
+        parts = list(split(numbers))
+        replies = await redis.run([_CONTAINS((self.chunk_key(chunk),), offsets) for chunk, offsets, _ in parts])
+        for (_, _, positions), reply in zip(parts, replies, strict=True):
+            found[positions] = np.frombuffer(reply, np.bool_)
+        return found
+
+    async def read_chunk(self, redis: Redis, chunk: int) -> Numbers:
+        """The members of one chunk, ascending."""
+        return decode_chunk(chunk, await redis.call(*self.read_command(chunk)))
+
+    def read_command(self, chunk: int) -> Command:
+        """The command whose reply :func:`decode_chunk` understands."""
+        return _READ((self.chunk_key(chunk),))
+
+    async def size(self, redis: Redis, end: int) -> int:
+        """How many members there are; *end* is over the largest number."""
+        return sum(await redis.run([_SIZE((self.chunk_key(chunk),)) for chunk in chunks_below(end)]))
+
+
+def decode_chunk(chunk: int, reply: bytes) -> Numbers:
+    """The members of a chunk as :meth:`DeviceSet.read_command` returns them, ascending."""
+    if len(reply) == _BITMAP_BYTES:
+        offsets = np.flatnonzero(np.unpackbits(np.frombuffer(reply, np.uint8)))
+    else:
+        offsets = np.sort(np.frombuffer(reply, "<u2"))
+    return offsets.astype(np.uint32) + np.uint32(chunk << CHUNK_BITS)
+
+
+def chunks_below(end: int) -> range:
+    """The chunks that numbers below *end* can be in."""
+    return range((end + CHUNK_SIZE - 1) >> CHUNK_BITS)
+
+
+def split(numbers: Numbers) -> Iterator[tuple[int, bytes, npt.NDArray[np.intp]]]:
+    """Cut *numbers* into chunks: the chunk, the packed offsets, and where in *numbers* they stood."""
+    if not len(numbers):
+        return
+    chunks = numbers >> CHUNK_BITS
+    order = np.argsort(chunks, kind="stable")
+    offsets = (numbers[order] & (CHUNK_SIZE - 1)).astype("<u2")
+    edges = np.flatnonzero(np.diff(chunks[order])) + 1
+    for start, end in zip([0, *edges], [*edges, len(numbers)], strict=True):
+        yield int(chunks[order[start]]), offsets[start:end].tobytes(), order[start:end]
+
+
+async def small_chunk_limit(redis: Redis) -> int:
+    """How many members a chunk may have as an intset on this server."""
+    return min(await redis.setting("set-max-intset-entries", REDIS_INTSET_ENTRIES), MAX_SMALL_CHUNK)

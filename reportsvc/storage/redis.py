@@ -1,0 +1,199 @@
+"""The only module that talks to Redis, and the only one that spells its keys.
+
+Every operation in the hot path touches one key, so the same code runs on one server and on Redis Cluster. Operations
+travel as plain tuples and are sent in pipelines: at a few microseconds each in Redis, the round trip is what costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar, cast
+
+from redis.asyncio import Redis as RedisClient
+from redis.asyncio import RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import ResponseError as ResponseError
+
+from reportsvc.errors import StoreUnavailable
+
+T = TypeVar("T")
+Command = Sequence[Any]
+
+#: Long enough for a report over a thousand devices on a busy server, short enough for a caller to try elsewhere.
+COMMAND_TIMEOUT_SECONDS: Final = 5.0
+#: How long the aggregator's read waits for new entries before it looks at its other duties.
+BLOCK_MILLISECONDS: Final = 500
+
+#: Replies that say "not now" rather than "you are wrong".
+_PASSING_ERRORS: Final = ("OOM", "LOADING", "BUSY", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "MASTERDOWN",
+                          "NOREPLICAS", "MOVED", "ASK", "NOAUTH", "WRONGPASS", "ERR max number of clients")
+
+# ---------------------------------------------------------------------------------------------------------------- keys
+# The part in braces is what Redis Cluster hashes. Keys of one message and one range of devices share it, and so do a
+# journal stream and its ledger, because each of those pairs changes in one transaction.
+
+
+def apps_key() -> str:
+    """Hash of every app: id -> JSON; the field ``v`` counts the changes."""
+    return "apps"
+
+
+def devices_key(app_id: int, bucket: int) -> str:
+    """Hash of one bucket of an app's devices: device id -> number and platform."""
+    return f"d{{{app_id}:{bucket}}}"
+
+
+def message_key(app_id: int, msg_id: str) -> str:
+    """Hash of one message: its last delivery, and the push as registered."""
+    return f"m{{{app_id}:{msg_id}}}"
+
+
+def message_set_key(app_id: int, msg_id: str, name: str) -> tuple[str, str]:
+    """Start and end of the chunk keys of a message's device set; *name* is ``t`` (targets) or ``r`` (received)."""
+    return f"{name}{{{app_id}:{msg_id}:", "}"
+
+
+def journal_key(partition: int) -> str:
+    """Stream of events that are accepted and not yet applied."""
+    return f"j{{{partition}}}"
+
+
+def ledger_key(partition: int) -> str:
+    """Hash of counters of a partition: accepted, applied, dead."""
+    return f"l{{{partition}}}"
+
+
+def dead_letters_key(partition: int) -> str:
+    """Stream of entries that could not be applied, each with its reason."""
+    return f"x{{{partition}}}"
+
+
+def rejections_key() -> str:
+    """Hash of counters of what was received and refused, by reason."""
+    return "rejections"
+
+
+# ------------------------------------------------------------------------------------------------------------- scripts
+@dataclass(frozen=True)
+class Script:
+    """A Lua script, called by its digest."""
+
+    text: str
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        sha1 = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        object.__setattr__(self, "digest", sha1)
+        _SCRIPTS[sha1] = self.text
+
+    def __call__(self, keys: Sequence[str], *args: Any) -> Command:
+        """The command that runs this script."""
+        return ("EVALSHA", self.digest, len(keys), *keys, *args)
+
+
+_SCRIPTS: dict[str, str] = {}
+
+
+def _with_script_text(command: Command) -> Command:
+    return ("EVAL", _SCRIPTS[command[1]], *command[2:])
+
+
+# -------------------------------------------------------------------------------------------------------------- client
+class Redis:
+    """A server or a cluster, told apart by the URL (``redis+cluster://``).
+
+    Every method raises :class:`StoreUnavailable` when Redis does not confirm. No command is sent twice by itself: a
+    caller who may repeat one knows so and does it.
+    """
+
+    def __init__(self, url: str, *, timeout: float | None = COMMAND_TIMEOUT_SECONDS) -> None:
+        self.url = url
+        self.is_cluster = "+cluster" in url
+        self._client = self._connect(timeout)
+
+    def _connect(self, timeout: float | None) -> Any:
+        # A dropped connection is met again at the next command; repeating here would hide how long a caller waited.
+        retry = Retry(NoBackoff(), 0)
+        if self.is_cluster:
+            return RedisCluster.from_url(self.url.replace("+cluster", ""), socket_timeout=timeout,
+                                         socket_connect_timeout=COMMAND_TIMEOUT_SECONDS)
+        return RedisClient.from_url(self.url, socket_timeout=timeout, socket_connect_timeout=COMMAND_TIMEOUT_SECONDS,
+                                    retry=retry)
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._client.aclose()
+
+    async def call(self, *command: Any) -> Any:
+        """Run one command."""
+        return (await self.run([command]))[0]
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        """Run *commands* in as few round trips as they need; the replies are in their order.
+
+        They are not one transaction: when this raises, some of them may have run.
+        """
+        if not commands:
+            return []
+        return await _finish(self._run(commands))
+
+    async def _run(self, commands: Sequence[Command]) -> list[Any]:
+        replies = await self._send(commands)
+        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            # A restarted or new node has no scripts; sending the text once teaches it.
+            repeated = await self._send([_with_script_text(commands[index]) for index in unknown])
+            for index, reply in zip(unknown, repeated, strict=True):
+                replies[index] = reply
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise _translate(reply)
+        return replies
+
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        try:
+            if len(commands) == 1:
+                return [await self._client.execute_command(*commands[0])]
+            pipeline = self._client.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            return cast("list[Any]", await pipeline.execute(raise_on_error=False))
+        except NoScriptError as error:
+            return [error]
+        except (RedisError, OSError, TimeoutError) as error:
+            raise _translate(error) from error
+
+    async def setting(self, name: str, default: int) -> int:
+        """A number from the server's configuration; *default* where the server does not tell (many managed ones)."""
+        try:
+            reply = await self.call("CONFIG", "GET", name)
+        except ResponseError:
+            return default
+        values = list(reply.values()) if isinstance(reply, dict) else list(reply)[1:]
+        return int(values[0]) if values else default
+
+    async def scan(self, pattern: str) -> list[bytes]:
+        """Every key that matches *pattern*; walks the whole key space, for rare work only."""
+        async def collect() -> list[bytes]:
+            try:
+                return [key async for key in self._client.scan_iter(match=pattern, count=1000)]
+            except (RedisError, OSError, TimeoutError) as error:
+                raise _translate(error) from error
+        return await _finish(collect())
+
+
+async def _finish(call: Awaitable[T]) -> T:
+    """Let *call* read its replies even if its caller goes away, so that no later caller is given them."""
+    return await asyncio.shield(asyncio.ensure_future(call))
+
+
+def _translate(error: Exception) -> Exception:
+    """Only a reply that says "you are wrong" is a bug of ours; all else is the store being away."""
+    if isinstance(error, ResponseError) and not str(error).startswith(_PASSING_ERRORS):
+        return error
+    return StoreUnavailable("redis", str(error) or type(error).__name__)
