@@ -36,7 +36,7 @@ clean: ## remove everything that was installed or built; the data in .data stays
 
 # The files named .run, .test and .created are stamps: they say what is installed, as of which setup.cfg.
 $(VENV)/.run: $(VENV)/.created setup.cfg pyproject.toml
-	@echo "installing reportsvc into $(VENV) (once; about 250 MB of wheels)"
+	@echo "installing reportsvc into $(VENV) (once; about 280 MB to download, 1 GB on disk)"
 	@$(PIP) --editable .
 	@touch $@
 
@@ -51,7 +51,7 @@ $(VENV)/.created:
 		$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; python=; \
 	done; \
 	if [ -z "$$python" ]; then \
-		echo "reportsvc needs Python 3.11 or 3.12, but there is only: $$(python3 --version 2>&1)." >&2; \
+		echo "reportsvc needs Python 3.11 or 3.12; found: $$(python3 --version 2>/dev/null || echo none)." >&2; \
 		echo "Install one, or name it: make run PYTHON=/path/to/python3.11" >&2; \
 		exit 1; \
 	fi; \

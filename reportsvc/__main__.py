@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from reportsvc import __version__, logs
-from reportsvc.config import Config
+from reportsvc import __version__
+from reportsvc.config import MAX_RATE_LIMIT, Config
 from reportsvc.errors import BadConfig, ReportError
 from reportsvc.model import App
 from reportsvc.pipeline import ledger, records
 from reportsvc.pipeline.deadletter import DeadLetters
 from reportsvc.pipeline.journal import append
 from reportsvc.registry.apps import AppStore, Credentials
-from reportsvc.storage.clickhouse import ClickHouse
 from reportsvc.storage.embedded import DataDirLock, redis_for_command
 from reportsvc.storage.redis import Redis
-from reportsvc.storage.schema import Migration, Schema
+
+# What serves or migrates is imported where it is used: the other commands start in half the time without it.
+if TYPE_CHECKING:
+    from reportsvc.storage.schema import Migration
+
+log = logging.getLogger("reportsvc")
 
 #: Made on a first start, so that the first curl line works.
 DEFAULT_APP: Final = "default"
+#: Seconds that the keys of before a rotation go on working: a day to roll the new ones out.
+DEFAULT_OVERLAP: Final = 86_400
+MAX_OVERLAP: Final = 365 * 86_400
 
 Command = Callable[[argparse.Namespace, Config], Awaitable[None]]
 
@@ -60,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
     migrate = commands.add_parser("migrate", help="bring the ClickHouse schema up to date, or back")
     migrate.add_argument("--dry-run", action="store_true", help="show the statements and run none")
-    migrate.add_argument("--down", type=int, metavar="N", default=0, help="undo the newest N migrations")
+    migrate.add_argument("--down", type=_steps, metavar="N", default=0, help="undo the newest N migrations")
     migrate.set_defaults(run=_migrate)
 
     _add_apps(commands)
@@ -81,13 +91,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _steps(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text!r}")
+    return int(text)
+
+
 def _add_apps(commands: Any) -> None:
-    apps = commands.add_parser("apps", help="make, list and delete apps (tenants)")
+    apps = commands.add_parser("apps", help="make, list, change and delete apps (tenants)")
     actions = apps.add_subparsers(required=True, metavar="ACTION")
     create = actions.add_parser("create", help="make an app and print its credentials, once")
     create.add_argument("name", metavar="NAME")
     create.add_argument("--timezone", default="UTC", help="IANA name; days and hours of its reports (UTC)")
     create.add_argument("--no-vip", dest="vip", action="store_false", help="refuse /v3/messages and /v3/users")
+    create.add_argument("--rate-limit", type=_rate_limit, metavar="N", help="calls to /v3 a minute; 0 is no limit")
     create.add_argument("--json", action="store_true", help="print one JSON object")
     create.set_defaults(run=_create_app)
     listing = actions.add_parser("list", help="show every app")
@@ -100,11 +117,42 @@ def _add_apps(commands: Any) -> None:
         if name == "show":
             action.add_argument("--json", action="store_true", help="print one JSON object")
         action.set_defaults(run=run)
+    rotate = actions.add_parser("rotate", help="give an app new keys and print them, once")
+    rotate.add_argument("name", metavar="NAME", help="its name or its app_key")
+    rotate.add_argument("--overlap", type=_overlap, default=DEFAULT_OVERLAP, metavar="SECONDS",
+                        help=f"how long the keys of before still work ({DEFAULT_OVERLAP}); 0 after a leak")
+    rotate.add_argument("--json", action="store_true", help="print one JSON object")
+    rotate.set_defaults(run=_rotate_app)
+    change = actions.add_parser("set", help="change a setting of an app")
+    change.add_argument("name", metavar="NAME", help="its name or its app_key")
+    change.add_argument("--rate-limit", type=_rate_limit_or_default, metavar="N", required=True,
+                        help="calls to /v3 a minute; 0 is no limit, `default` what REPORTSVC_RATE_LIMIT says")
+    change.add_argument("--json", action="store_true", help="print one JSON object")
+    change.set_defaults(run=_set_app)
+
+
+def _whole(text: str, highest: int) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text[:18]) > highest or len(text) > 18:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 to {highest}")
+    return int(text)
+
+
+def _rate_limit(text: str) -> int:
+    return _whole(text, MAX_RATE_LIMIT)
+
+
+def _rate_limit_or_default(text: str) -> int | None:
+    return None if text == "default" else _rate_limit(text)
+
+
+def _overlap(text: str) -> int:
+    return _whole(text, MAX_OVERLAP)
 
 
 # ---------------------------------------------------------------------------------------------------------------- serve
 async def _serve(options: argparse.Namespace, config: Config) -> None:
-    from reportsvc.app import SERVICE, make_app  # the other commands start faster without the engine
+    from reportsvc import logs
+    from reportsvc.app import SERVICE, make_app
     from reportsvc.server import serve
 
     logs.configure(config.log_level)
@@ -116,9 +164,11 @@ async def _serve(options: argparse.Namespace, config: Config) -> None:
         if credentials is not None:
             await service.apps.refresh()
         print(_greeting(url, credentials), flush=True)
+        log.info("ready on %s", url)
 
     with DataDirLock(config.data_dir):
         await serve(app, config, greet)
+    log.info("stopped")
 
 
 async def _first_app(redis: Redis) -> Credentials | None:
@@ -140,11 +190,12 @@ def _greeting(url: str, credentials: Credentials | None) -> str:
 A first app was made. Keep its credentials; they are not shown again:
 {lines}
 
-Paste these: a push to two devices, one receipt, and the reports.
+Paste these: two devices, a push to them, one receipt, and the reports.
 
-curl -u {basic} {url}/v1/pushes -d '{{"msg_id":"1613113584","payload":{{"message":"Hello World!"}},\
-"audience":{{"device_ids":["1507bfd3a7c568d4761","02078f0f1b8"]}}}}'
-curl -u {basic} {url}/v1/events -d '{{"msg_id":"1613113584","stage":"received","platform":"android",\
+curl -u {basic} {url}/v1/devices -d '[{{"device_id":"1507bfd3a7c568d4761","platform":"android"}},\
+{{"device_id":"02078f0f1b8","platform":"android"}}]'
+curl -u {basic} {url}/v1/pushes -d '{{"msg_id":"1613113584","payload":{{"message":"Hello World!"}},"audience":"all"}}'
+curl -u {basic} {url}/v1/events -d '{{"msg_id":"1613113584","stage":"received",\
 "device_id":"1507bfd3a7c568d4761"}}'
 sleep 1
 curl -u {basic} '{url}/v3/received?msg_ids=1613113584'
@@ -160,6 +211,9 @@ curl {url}/reporting_api/v2/instances/{app.beams_instance_id}/events -H 'Content
 
 # -------------------------------------------------------------------------------------------------------------- migrate
 async def _migrate(options: argparse.Namespace, config: Config) -> None:
+    from reportsvc.storage.clickhouse import ClickHouse
+    from reportsvc.storage.schema import Schema
+
     if not config.clickhouse_url and DataDirLock.is_held(config.data_dir):
         raise BadConfig("the service is running on this data directory and has applied every migration; "
                         "stop it to migrate by hand")
@@ -194,32 +248,59 @@ async def _redis(config: Config) -> AsyncIterator[Redis]:
             await redis.close()
 
 
-async def _make_app(redis: Redis, name: str, timezone: str = "UTC", vip: bool = True) -> Credentials:
-    credentials, version = await AppStore(redis).create(name, timezone=timezone, vip=vip)
-    await redis.run([append(0, [(1, records.app(asdict(credentials.app), version))])])
+async def _make_app(redis: Redis, name: str, timezone: str = "UTC", vip: bool = True,
+                    rate_limit: int | None = None) -> Credentials:
+    credentials, version = await AppStore(redis).create(name, timezone=timezone, vip=vip, rate_limit=rate_limit)
+    await _record(redis, credentials.app, version)
     return credentials
+
+
+async def _record(redis: Redis, app: App, version: int) -> None:
+    """Let the durable copy follow a change."""
+    await redis.run([append(0, [(1, records.app(asdict(app), version))])])
 
 
 async def _create_app(options: argparse.Namespace, config: Config) -> None:
     async with _redis(config) as redis:
-        credentials = await _make_app(redis, options.name, options.timezone, options.vip)
+        credentials = await _make_app(redis, options.name, options.timezone, options.vip, options.rate_limit)
     _print(credentials.document(), as_json=options.json)
 
 
 async def _list_apps(options: argparse.Namespace, config: Config) -> None:
     async with _redis(config) as redis:
-        apps = await AppStore(redis).all()
+        store = AppStore(redis)
+        apps = [(app, await store.last_uses(app)) for app in await store.all()]
     if options.json:
-        print(orjson.dumps([_public(app) for app in apps]).decode())
+        print(orjson.dumps([_public(app, uses) for app, uses in apps]).decode())
         return
-    for app in apps:
-        print(f"{app.name:24} {app.app_key}  {app.timezone}{'' if app.vip else '  no vip'}")
+    for app, uses in apps:
+        limit = "" if app.rate_limit is None else f"  limit {app.rate_limit}"
+        used = f"  last used {_time(max(uses.values()))}" if uses else ""
+        print(f"{app.name:24} {app.app_key}  {app.timezone}{'' if app.vip else '  no vip'}{limit}{used}")
 
 
 async def _show_app(options: argparse.Namespace, config: Config) -> None:
     async with _redis(config) as redis:
         app = await _find_app(redis, options.name)
-    _print(_public(app), as_json=options.json)
+        uses = await AppStore(redis).last_uses(app)
+    _print(_public(app, uses), as_json=options.json)
+
+
+async def _rotate_app(options: argparse.Namespace, config: Config) -> None:
+    now = int(time.time())
+    async with _redis(config) as redis:
+        app = await _find_app(redis, options.name)
+        credentials, version = await AppStore(redis).rotate(app, options.overlap, now)
+        await _record(redis, credentials.app, version)
+    _print(credentials.document() | {"former_keys_until": _time(now + options.overlap)}, as_json=options.json)
+
+
+async def _set_app(options: argparse.Namespace, config: Config) -> None:
+    async with _redis(config) as redis:
+        app, version = await AppStore(redis).set_rate_limit(
+            await _find_app(redis, options.name), options.rate_limit)
+        await _record(redis, app, version)
+    _print(_public(app, {}), as_json=options.json)
 
 
 async def _delete_app(options: argparse.Namespace, config: Config) -> None:
@@ -238,9 +319,22 @@ async def _find_app(redis: Redis, name: str) -> App:
     raise BadConfig(f"there is no app {name!r}; `reportsvc apps list` shows them")
 
 
-def _public(app: App) -> dict[str, Any]:
-    return {"name": app.name, "app_key": app.app_key, "beams_instance_id": app.beams_instance_id,
-            "timezone": app.timezone, "vip": app.vip}
+def _public(app: App, uses: Mapping[str, int]) -> dict[str, Any]:
+    """An app without its secrets; what is not set, or was never used, is left out."""
+    document: dict[str, Any] = {
+        "name": app.name, "app_key": app.app_key, "beams_instance_id": app.beams_instance_id,
+        "timezone": app.timezone, "vip": app.vip}
+    if app.rate_limit is not None:
+        document["rate_limit"] = app.rate_limit
+    if app.former_keys:
+        document["former_keys_until"] = _time(max(keys.until for keys in app.former_keys))
+    if uses:
+        document["last_use"] = {name: _time(used) for name, used in uses.items()}
+    return document
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _print(document: dict[str, Any], *, as_json: bool) -> None:
@@ -248,7 +342,10 @@ def _print(document: dict[str, Any], *, as_json: bool) -> None:
         print(orjson.dumps(document).decode())
         return
     for name, value in document.items():
-        print(f"{name:18} {value}")
+        if isinstance(value, dict):
+            _print({f"{name}.{part}": one for part, one in value.items()}, as_json=False)
+        else:
+            print(f"{name:18} {value}")
 
 
 # ------------------------------------------------------------------------------------------------- ledger, dead letters

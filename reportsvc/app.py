@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from reportsvc.api import auth, events, jpush, native, operations, pushy
+from reportsvc.api import auth, beams_device, events, jpush, limits, native, operations, pushy
 from reportsvc.api.common import MAX_BODY_BYTES, failures, rewrite_paths
 from reportsvc.api.routes import ROUTES, dialect_of
 from reportsvc.config import Config
@@ -28,7 +28,9 @@ from reportsvc.pipeline.registration import Registrar
 from reportsvc.pipeline.sweep import Sweep
 from reportsvc.registry.apps import AppDirectory
 from reportsvc.registry.pushes import PushRegistry
+from reportsvc.registry.ratelimit import RateLimiter
 from reportsvc.reports.delivery import DeliveryReport
+from reportsvc.reports.fresh import FreshAnswers
 from reportsvc.reports.status import StatusReport
 from reportsvc.reports.users import UsersReport
 from reportsvc.storage.clickhouse import ClickHouse
@@ -72,7 +74,8 @@ def make_app(config: Config, *, clock: Clock = time.time, database: str = "") ->
 
     *database* overrides the ClickHouse database's name.
     """
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[failures(dialect_of), rewrite_paths])
+    app = web.Application(client_max_size=MAX_BODY_BYTES,
+                          middlewares=[failures(dialect_of, limits.tell_strays), rewrite_paths])
     app.add_routes(ROUTES)
     app[events.CLOCK] = clock
 
@@ -89,16 +92,21 @@ def _provide(app: web.Application, service: Service, clock: Clock) -> None:
     """Hand the parts to the handlers that use them."""
     app[SERVICE] = service
     app[auth.APPS] = service.apps
+    config = service.config
+    app[limits.LIMITS] = limits.Limits(
+        RateLimiter(service.redis), config.rate_limit, config.rate_limit_native, config.rate_limit_pushy)
     app[events.JOURNAL] = service.journal
     app[events.LEDGER] = service.ledger
     app[jpush.DELIVERY] = DeliveryReport(service.queries, clock)
     app[jpush.STATUS] = StatusReport(service.redis, service.queries, clock)
+    app[jpush.FRESH] = FreshAnswers(service.redis, clock)
     app[jpush.USERS] = UsersReport(service.queries, clock)
     app[native.REGISTRAR] = service.registrar
+    app[beams_device.PROFILES] = service.registrar.profiles
     app[pushy.PUSHES] = PushRegistry(service.redis, service.queries)
     app[operations.CHECKS] = {
         "redis": lambda: service.redis.call("PING"),
-        "clickhouse": lambda: service.clickhouse.query("SELECT 1", {}, label="readyz"),
+        "clickhouse": service.queries.ping,
     }
 
 
@@ -133,7 +141,7 @@ class _Opened:
         await self._migrate(Schema(clickhouse))
         queries = Queries(clickhouse)
         limit = await small_chunk_limit(redis)
-        apps = await self._started(AppDirectory(redis))
+        apps = await self._started(AppDirectory(redis, self._clock))
         sweep = await self._started(Sweep(redis, queries, config.sweep_interval, self._clock))
         applier = Applier(redis, clickhouse, apps, config.device_cache, limit)
         aggregators = [await self._started(Aggregator(

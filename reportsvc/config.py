@@ -23,6 +23,8 @@ FSYNC_POLICIES: Final = ("everysec", "always")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 CLICKHOUSE_SCHEMES: Final = ("http", "https")
 REDIS_CLUSTER_SCHEMES: Final = ("redis+cluster", "rediss+cluster")
+#: Calls a minute; more than anybody could make.
+MAX_RATE_LIMIT: Final = 1_000_000_000
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix", *REDIS_CLUSTER_SCHEMES)
 
 
@@ -49,18 +51,28 @@ class Config:
     #: Journal streams, 1-64. One aggregator keeps up with one stream on one machine; raise it to the number of
     #: aggregator processes. It can grow at any time, and shrink once the streams given up are empty.
     partitions: int = 1
-    #: Bytes of journal in Redis above which ingest answers 503. 1 GiB is some ten million events: hours of ClickHouse
-    #: being away, and still small beside the memory of a Redis that also holds the device sets.
+    #: Bytes of journal in Redis above which ingest answers 503. Events take 60 bytes in batches and 180 alone, so 1 GiB
+    #: is four hours without ClickHouse at 1 000 events a second in batches, and still small beside the device sets.
     journal_max_bytes: int = 1 << 30
     #: Milliseconds the aggregator collects a batch. ClickHouse wants few large inserts and readers want the event
     #: within a second; 100 leaves nine tenths of that second to the work itself.
     linger_ms: int = 100
-    #: Devices whose number an aggregator remembers, which saves it a look-up in Redis. About 200 bytes each, so two
-    #: million cost 400 MB in the worst case; a device that is not remembered is only slower.
+    #: Devices whose number an aggregator remembers, which saves it a look-up in Redis. About 150 bytes each with ids
+    #: of 32 characters, so two million are 300 MB when full; a device that is not remembered is only slower.
     device_cache: int = 2_000_000
     #: Seconds between two retention sweeps. Reports apply retention to the second by themselves; the sweep only frees
     #: space, so an hour is soon enough.
     sweep_interval: int = 3600
+    #: Calls to ``/v3`` a minute for each app that has no limit of its own, over all processes; 0 is no limit. JPush's
+    #: own figure, so that code written against it behaves the same here.
+    rate_limit: int = 2400
+    #: The same for ``/v1``. Off: senders and importers are the owner's own, and events must not be lost to a limit.
+    rate_limit_native: int = 0
+    #: The same for ``/pushes``. Off: Pushy documents none.
+    rate_limit_pushy: int = 0
+    #: Seconds a connection may be idle between two requests. 25 frees what stuck clients hold within half a minute; a
+    #: proxy that keeps connections to us must give them up before we do, so set its time lower or this one higher.
+    keepalive: int = 25
     #: Whether each request is logged, 0 or 1. Off: at thousands of requests a second the log would cost more than
     #: the answers, and the metrics count them all.
     access_log: bool = False
@@ -167,6 +179,10 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     "REPORTSVC_LINGER_MS": Variable(_whole(0, 10_000), "a whole number of milliseconds, 0 to 10000"),
     "REPORTSVC_DEVICE_CACHE": Variable(_whole(1000, 1 << 32), "a whole number of devices, 1000 or more"),
     "REPORTSVC_SWEEP_INTERVAL": Variable(_whole(1, 86_400), "a whole number of seconds, 1 to 86400"),
+    "REPORTSVC_RATE_LIMIT": Variable(_whole(0, MAX_RATE_LIMIT), "calls a minute, or 0 for no limit"),
+    "REPORTSVC_RATE_LIMIT_NATIVE": Variable(_whole(0, MAX_RATE_LIMIT), "calls a minute, or 0 for no limit"),
+    "REPORTSVC_RATE_LIMIT_PUSHY": Variable(_whole(0, MAX_RATE_LIMIT), "calls a minute, or 0 for no limit"),
+    "REPORTSVC_KEEPALIVE": Variable(_whole(1, 3600), "a whole number of seconds, 1 to 3600"),
     "REPORTSVC_ACCESS_LOG": Variable(_switch, "0 or 1"),
     "REPORTSVC_LOG_LEVEL": Variable(_one_of(*LOG_LEVELS), ", ".join(LOG_LEVELS[:-1]) + " or " + LOG_LEVELS[-1]),
 }

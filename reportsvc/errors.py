@@ -36,6 +36,14 @@ class Forbidden(ReportError):
     """The credentials are right, but this app may not use this interface."""
 
 
+class RateLimited(ReportError):
+    """The app has made all the calls it may make in this minute; *retry_after* seconds are left of it."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("Rate limit exceeded")
+        self.retry_after = retry_after
+
+
 class NotFound(ReportError):
     """The thing asked for does not exist in this app."""
 

@@ -9,7 +9,8 @@ columns.
 from __future__ import annotations
 
 import calendar
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -45,6 +46,15 @@ PLATFORM_OF_PREFIX: Final = {"apns-": "ios", "fcm-": "android", "web-": "web"}
 CHANNEL_OF_PREFIX: Final = {"apns-": "apns", "fcm-": "fcm", "web-": "webpush"}
 
 MAX_ID_BYTES: Final = 256
+
+#: The name of an interest, as a whole.
+INTEREST: Final = re.compile(r"[a-zA-Z0-9_\-=@,.;]{1,164}")
+#: Limits of a device's profile; MAX_DEVICES is that of a user who signed in on the devices themselves.
+MAX_INTERESTS: Final = 5000
+MAX_DEVICES: Final = 100
+MAX_USER_CHARACTERS: Final = 164
+#: Who takes a push to the devices that have a profile -> their platform. Ids begin with the gateway and a hyphen.
+PLATFORM_OF_GATEWAY: Final = {prefix.rstrip("-"): platform for prefix, platform in PLATFORM_OF_PREFIX.items()}
 
 
 def default_channel(platform: str, kind: str) -> str:
@@ -135,6 +145,28 @@ class DeviceUpsert:
 
 
 @dataclass(frozen=True, slots=True)
+class Profile:
+    """What a device told of itself when it registered with a gateway, and whose it is; its interests are kept apart.
+
+    A device that only a sender knows has a profile too, of nothing but the user the sender named for it.
+    """
+
+    device_id: str
+    number: int
+    gateway: str = ""
+    token: str = ""
+    bundle_id: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    #: The user who signed in on the device, and the one that a sender named.
+    user_id: str = ""
+    named_user: str = ""
+    #: Interests that were last added before this version were given up together.
+    interests_since: int = 0
+    #: Grows with every change, also of the interests; microseconds, where a clock can be trusted.
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Audience:
     """To whom a push goes: everybody, or exactly one of the three lists."""
 
@@ -159,8 +191,19 @@ class Push:
 
 
 @dataclass(frozen=True, slots=True)
+class FormerKeys:
+    """Keys that were replaced, and when they stop, in unix seconds."""
+
+    master_secret_sha256: str
+    pushy_api_key_sha256: str
+    beams_secret_key: str
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
 class App:
-    """A tenant. Secrets are kept as SHA-256 digests, except the Beams secret, which signs and checks user tokens."""
+    """A tenant. Secrets are kept as SHA-256 digests, except those that sign: the Beams secret signs user tokens, the
+    VAPID key what is sent to browsers."""
 
     id: int
     name: str
@@ -171,3 +214,8 @@ class App:
     beams_secret_key: str
     timezone: str = "UTC"
     vip: bool = True
+    #: As hexadecimal; empty for an app made before browsers could register.
+    vapid_private_key: str = ""
+    #: Calls to the reports a minute; None: what the service is set to.
+    rate_limit: int | None = None
+    former_keys: Sequence[FormerKeys] = ()

@@ -7,7 +7,6 @@ Source: https://pusher.com/docs/beams/reference/reporting-api
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,22 +14,12 @@ import orjson
 from aiohttp import web
 
 from reportsvc.api.auth import APPS
+from reportsvc.api.beams import (CORS, FORBIDDEN_STATUSES, FRAMEWORK, INSTANCE, InvalidContentType, check_content_type,
+                                 error_body)
 from reportsvc.api.common import Dialect, read_body
 from reportsvc.api.events import CLOCK, JOURNAL, LEDGER, clamp_time
 from reportsvc.errors import BadRequest, NotFound, ReportError, StoreUnavailable, TooLarge
-from reportsvc.model import CHANNEL_OF_PREFIX, MAX_ID_BYTES, App, EventBatch, Fact
-
-CORS: Final = {
-    "Access-Control-Allow-Origin": "*",
-    "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, OPTIONS",
-    "Access-Control-Allow-Headers": "Content-Type, Authorization, X-Pusher-Library",
-    "Access-Control-Max-Age": "86400",
-}
-
-
-class InvalidContentType(BadRequest):
-    """The body is said to be something else than JSON."""
-
+from reportsvc.model import CHANNEL_OF_PREFIX, MAX_ID_BYTES, MAX_USER_CHARACTERS, App, EventBatch, Fact
 
 # error -> (HTTP status, Title)
 ERRORS: Final[Mapping[type[ReportError], tuple[int, str]]] = {
@@ -39,11 +28,8 @@ ERRORS: Final[Mapping[type[ReportError], tuple[int, str]]] = {
     StoreUnavailable: (503, "Service unavailable"), ReportError: (500, "Something went wrong"),
 }
 DIALECT: Final = Dialect(
-    errors=ERRORS,
-    framework={404: "Not found", 405: "Method not allowed", 500: "Something went wrong", None: "Bad request"},
-    body=lambda title, text: {"error": title, "description": text}, headers=CORS, forbidden_statuses={413: 400})
+    errors=ERRORS, framework=FRAMEWORK, body=error_body, headers=CORS, forbidden_statuses=FORBIDDEN_STATUSES)
 
-_INSTANCE: Final = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.I | re.A)
 _NO_INSTANCE: Final = ("The instance id given is invalid. It is expected to be in this format: "
                        "426abfc7-41fe-492f-bcf1-27586fa9bd3f")
 _REQUIRED: Final = ("event", "publishId", "deviceId", "timestampSecs")
@@ -62,18 +48,13 @@ async def report_event(request: web.Request) -> web.Response:
     ledger = request.app[LEDGER]
     ledger.add("received")
     try:
-        check_content_type(request)
+        check_content_type(request, "Only `application/json` is supported")
         batch = parse_event(await read_body(request), app.id, int(request.app[CLOCK]()))
     except BadRequest:
         ledger.add("rejected_beams_event")
         raise
     await request.app[JOURNAL].append(batch)
     return web.Response(headers=CORS)
-
-
-async def preflight(request: web.Request) -> web.Response:
-    """``OPTIONS``: any page may send events."""
-    return web.Response(status=204, headers=CORS)
 
 
 async def missing_instance(request: web.Request) -> web.Response:
@@ -84,19 +65,12 @@ async def missing_instance(request: web.Request) -> web.Response:
 async def find_app(request: web.Request) -> App:
     """The app that owns the instance in the path."""
     instance_id = request.match_info["instance_id"]
-    if not _INSTANCE.fullmatch(instance_id):
+    if not INSTANCE.fullmatch(instance_id):
         raise BadRequest(_NO_INSTANCE)
     app = await request.app[APPS].by_instance(instance_id)
     if app is None:
         raise BadRequest("Could not find the instance")
     return app
-
-
-def check_content_type(request: web.Request) -> None:
-    """JSON under any of its names; a charset, also a malformed one, does not matter."""
-    content_type = request.content_type
-    if content_type != "application/json" and not content_type.endswith("+json"):
-        raise InvalidContentType("Only `application/json` is supported")
 
 
 def parse_event(body: bytes, app_id: int, now: int) -> EventBatch:
@@ -122,7 +96,7 @@ def parse_event(body: bytes, app_id: int, now: int) -> EventBatch:
     prefix = prefix if prefix in CHANNEL_OF_PREFIX else ""
     count = len(stages)
     user = event.get("userId")
-    users = {0: user} if isinstance(user, str) and 0 < len(user) <= MAX_ID_BYTES // 4 else {}
+    users = {0: user} if isinstance(user, str) and 0 < len(user) <= MAX_USER_CHARACTERS else {}
     return EventBatch(app_id, [msg_id] * count, [device_id] * count, [_CODES[one, prefix] for one in stages],
                       [happened] * count, users)
 

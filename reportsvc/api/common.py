@@ -10,16 +10,17 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import orjson
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import StreamReader
 from aiohttp.typedefs import Handler
 
-from reportsvc.errors import BadParameter, BadRequest, ReportError, TooLarge
+from reportsvc.errors import BadParameter, BadRequest, RateLimited, ReportError, StoreUnavailable, TooLarge
 from reportsvc.model import MAX_ID_BYTES
 
 T = TypeVar("T")
@@ -27,8 +28,13 @@ log = logging.getLogger(__name__)
 
 #: After decompression. 10 000 events of 500 bytes, three times over.
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
-#: A phone on a slow network sends its few hundred bytes in less; a client that stalls does not hold us.
-BODY_SECONDS: Final = 25.0
+#: A phone on a slow network sends its few hundred bytes in less, and 16 MiB need 7 Mbit/s; a client that stalls does
+#: not hold us.
+BODY_SECONDS: Final = 20.0
+#: What all bodies that are larger than a chunk may take of this process's memory while they arrive. More are told to
+#: come back: small ones, and with them every device, are never refused for it.
+MAX_ARRIVING_BYTES: Final = 256 * 1024 * 1024
+_CHUNK_BYTES: Final = 256 * 1024
 #: What a caller is told to wait when a store is away; the stores' own restarts take a few seconds.
 RETRY_AFTER_SECONDS: Final = 2
 
@@ -51,7 +57,12 @@ class Dialect:
     def answer(self, error: ReportError) -> web.Response:
         """The response for *error*."""
         status, code = next(self.errors[kind] for kind in type(error).__mro__ if kind in self.errors)
-        return self.respond(status, code, str(error))
+        # What a driver says of a store names hosts and files of ours; the log has it.
+        text = f"{error.store} is unavailable" if isinstance(error, StoreUnavailable) else str(error)
+        response = self.respond(status, code, text)
+        if isinstance(error, RateLimited):
+            response.headers["Retry-After"] = str(error.retry_after)
+        return response
 
     def answer_status(self, status: int, reason: str) -> web.Response:
         """The response for an error of the framework."""
@@ -73,25 +84,42 @@ def json_response(document: object, *, status: int = 200, headers: Mapping[str, 
 
 
 # ------------------------------------------------------------------------------------------------------------ failures
-def failures(dialect_of: Callable[[str], Dialect]) -> Any:
-    """The middleware that answers every failure in the dialect of the request's path."""
+def failures(dialect_of: Callable[[str], Dialect],
+             decorate: Callable[[web.Request, web.Response], Awaitable[None]] | None = None) -> Any:
+    """The middleware that answers every failure in the dialect of the request's path.
+
+    *decorate* may add headers to the answers of the framework, such as that of a path that does not exist.
+    """
     @web.middleware
     async def answer_failures(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
-        except ReportError as error:
-            return dialect_of(request.path).answer(error)
-        except web.HTTPException as error:
-            if error.status < 400:
-                raise
-            response = dialect_of(request.path).answer_status(error.status, _reason(error))
-            if "Allow" in error.headers:
-                response.headers["Allow"] = error.headers["Allow"]
+        except Exception as error:
+            response = failure(error, request, dialect_of(request.path))
+            if decorate is not None and isinstance(error, web.HTTPException):
+                await decorate(request, response)
             return response
-        except Exception:
-            log.exception("%s %s failed", request.method, request.path)
-            return dialect_of(request.path).answer_status(500, "")
     return answer_failures
+
+
+def failure(error: Exception, request: web.Request, dialect: Dialect) -> web.Response:
+    """The answer to a request that failed with *error*."""
+    if isinstance(error, ReportError):
+        if isinstance(error, StoreUnavailable):
+            log.debug("%s %s: %s", request.method, request.path, error)
+        response = dialect.answer(error)
+    elif isinstance(error, web.HTTPException):
+        if error.status < 400:
+            raise error
+        response = dialect.answer_status(error.status, _reason(error))
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+    else:
+        log.error("%s %s failed", request.method, request.path, exc_info=error)
+        response = dialect.answer_status(500, "")
+    if request.content.exception() is not None or not request.content.is_eof():
+        response.force_close()  # the body broke off or is not all here; the next request could begin anywhere
+    return response
 
 
 def _reason(error: web.HTTPException) -> str:
@@ -129,18 +157,45 @@ async def read_body(request: web.Request) -> bytes:
     Raises:
         BadRequest: It ended early, came too slowly, or is not compressed as its header says.
         TooLarge: It is over :data:`MAX_BODY_BYTES`.
+        StoreUnavailable: Too many large bodies arrive at this moment.
     """
+    if (request.content_length or 0) > MAX_BODY_BYTES:
+        raise TooLarge(f"the body is over {MAX_BODY_BYTES} bytes")
     try:
         if request.content.is_eof():
-            return await request.read()
+            return await _read(request.content)
         async with asyncio.timeout(BODY_SECONDS):
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge as error:
-        raise TooLarge(f"the body is over {MAX_BODY_BYTES} bytes") from error
+            return await _read(request.content)
     except TimeoutError as error:
         raise BadRequest(f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from error
     except (web.RequestPayloadError, HttpProcessingError) as error:
         raise BadRequest("the body cannot be read; check Content-Encoding and Content-Length") from error
+
+
+_arriving = 0
+
+
+async def _read(content: StreamReader) -> bytes:
+    """What *content* holds, in chunks: what is unpacked is never much more than what was asked for."""
+    global _arriving
+    first = await content.readany()
+    if content.at_eof():
+        return first
+    content.set_read_chunk_size(_CHUNK_BYTES)
+    body, counted = bytearray(first), 0
+    try:
+        while chunk := await content.readany():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise TooLarge(f"the body is over {MAX_BODY_BYTES} bytes")
+            if len(body) > _CHUNK_BYTES:
+                _arriving += len(body) - counted
+                counted = len(body)
+                if _arriving > MAX_ARRIVING_BYTES:
+                    raise StoreUnavailable("memory", "too many large bodies arrive at once")
+    finally:
+        _arriving -= counted
+    return bytes(body)
 
 
 def load_json(body: bytes) -> Any:
@@ -169,13 +224,34 @@ def with_large_ids(body: bytes, parse: Callable[[Any], T]) -> T:
     except FloatId:
         try:
             return parse(load_exactly(body))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise BadRequest("the body is not valid JSON") from error
 
 
 def load_exactly(body: bytes) -> Any:
     """The JSON value in *body*, slowly, with integers as they are; raises ValueError."""
-    return json.loads(body, parse_float=_RealFloat)
+    orjson.loads(body)  # the other decoder takes more than JSON allows: NaN, half of a surrogate pair
+    try:
+        return json.loads(body, parse_float=_RealFloat)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def encodable(name: str, value: Any) -> Any:
+    """*value*, which may come from :func:`load_exactly`, as the fast decoder has it, and fit to be encoded again.
+
+    Raises:
+        BadParameter: It is nested too deeply for that.
+    """
+    try:
+        orjson.dumps([value])  # it will be stored a level deeper
+    except TypeError:
+        try:
+            value = orjson.loads(json.dumps(value))
+            orjson.dumps([value])
+        except (TypeError, RecursionError) as error:
+            raise BadParameter(name, "nested too deeply") from error
+    return value
 
 
 class _RealFloat(float):

@@ -6,6 +6,7 @@ field, to say what is wrong with it. One bad event never takes good ones with it
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,13 @@ class Lines:
     values: list[Any] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+
+    def merged(self, errors: Sequence[Rejected]) -> list[Rejected]:
+        """*errors*, which are about the values, and those of the lines that are no JSON, in the order of the body."""
+        unreadable = [rejected.line for rejected in self.rejected]
+        for error in errors:
+            error.index += bisect(unreadable, error.line)
+        return sorted((*errors, *self.rejected), key=lambda rejected: rejected.index)
 
 
 # (stage, platform, channel, kind) as they stand in an event -> fact code; filled as valid ones are met, and bounded,
@@ -202,11 +210,13 @@ def split_lines(body: bytes, loads: Callable[[bytes], Any] = orjson.loads) -> Li
 
 def _load_joined(body: bytes, loads: Callable[[bytes], Any]) -> list[Any] | None:
     """All lines decoded at once, where each line is one whole object; None where that cannot be told."""
-    lines = body.rstrip().split(b"\n")
-    if not all(line[:1] == b"{" and line.rstrip()[-1:] == b"}" for line in lines):
+    body = body.rstrip().replace(b"\r\n", b"\n")
+    count = body.count(b"\n") + 1
+    # One pair of braces a line: no line can then be two objects and make up for two that are only one.
+    if not body.count(b"{") == body.count(b"}") == count == body.count(b"}\n{") + 1 or body[:1] != b"{":
         return None
     try:
-        values = loads(b"[" + b",".join(lines) + b"]")
+        values = loads(b"[" + body.replace(b"}\n{", b"},{") + b"]")
     except ValueError:
         return None
-    return values if len(values) == len(lines) else None
+    return values if len(values) == count else None

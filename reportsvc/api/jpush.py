@@ -9,20 +9,22 @@ Source: https://docs.jiguang.cn/en/jpush/server/push/rest_api_v3_report
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, Final
 
+import orjson
 from aiohttp import web
 
 from reportsvc.api.auth import APP
 from reportsvc.api.common import Dialect, json_response, parse_id, read_body, with_large_ids
-from reportsvc.errors import (BadParameter, BadRequest, Conflict, Forbidden, NotFound, ReportError, StoreUnavailable,
-                              TooLarge, Unauthorized)
+from reportsvc.errors import (BadParameter, BadRequest, Conflict, Forbidden, NotFound, RateLimited, ReportError,
+                              StoreUnavailable, TooLarge, Unauthorized)
 from reportsvc.localtime import local_now
 from reportsvc.model import KINDS
 from reportsvc.reports.delivery import DeliveryReport, Totals
+from reportsvc.reports.fresh import FreshAnswers
 from reportsvc.reports.status import Status, StatusReport
 from reportsvc.reports.users import Figures, Period, UsersReport
 from reportsvc.storage.queries import Selection
@@ -30,6 +32,7 @@ from reportsvc.storage.queries import Selection
 DELIVERY: Final = web.AppKey("delivery", DeliveryReport)
 STATUS: Final = web.AppKey("status", StatusReport)
 USERS: Final = web.AppKey("users", UsersReport)
+FRESH: Final = web.AppKey("fresh", FreshAnswers)
 
 MAX_MSG_IDS: Final = 100
 MAX_REGISTRATION_IDS: Final = 1000
@@ -48,8 +51,8 @@ class OutOfRange(BadRequest):
 # error -> (HTTP status, JPush code)
 ERRORS: Final[Mapping[type[ReportError], tuple[int, int]]] = {
     UnitMismatch: (400, 3004), OutOfRange: (400, 3005), BadRequest: (400, 3002), TooLarge: (413, 3002),
-    Unauthorized: (401, 3001), Forbidden: (403, 2003), NotFound: (404, 3002), Conflict: (409, 3002),
-    StoreUnavailable: (503, 10), ReportError: (500, 10),
+    Unauthorized: (401, 3001), RateLimited: (429, 2002), Forbidden: (403, 2003), NotFound: (404, 3002),
+    Conflict: (409, 3002), StoreUnavailable: (503, 10), ReportError: (500, 10),
 }
 DIALECT: Final = Dialect(
     errors=ERRORS, framework={500: 10, 503: 10, None: 3002},
@@ -66,18 +69,18 @@ RECEIVED: Final = {
     "ios_msg_received": Selection("received", "ios", kinds=_MESSAGE),
     "wp_mpns_sent": Selection("sent", "winphone"),
 }
-# platform -> answer field -> what it counts
+# platform -> answer field -> what it counts; in the order of the vendor's example
 MESSAGES: Final = {
     "android": {
+        "received": Selection("received", "android"),
         "target": Selection("target", "android"),
         "online_push": Selection("online_push", "android"),
-        "received": Selection("received", "android"),
         "click": Selection("click", "android", kinds=_NOT_MESSAGE),
         "msg_click": Selection("click", "android", kinds=_MESSAGE),
     },
     "ios": {
-        "apns_target": Selection("target", "ios", kinds=("notification",)),
         "apns_sent": Selection("sent", "ios", "apns"),
+        "apns_target": Selection("target", "ios", kinds=("notification",)),
         "apns_received": Selection("received", "ios", kinds=("notification",)),
         "click": Selection("click", "ios"),
         "target": Selection("target", "ios", kinds=_MESSAGE),
@@ -89,24 +92,45 @@ MESSAGES: Final = {
         "click": Selection("click", "winphone"),
     },
 }
-_MESSAGES_FLAT: Final = {
-    f"{platform}.{name}": selection for platform, fields in MESSAGES.items() for name, selection in fields.items()}
+# What browsers add, for whoever asks with `web=1`: the vendor's answers have no field for them, and strict clients of
+# his take no field that he does not have.
+WEB_RECEIVED: Final = {"web_received": Selection("received", "web")}
+WEB_MESSAGES: Final = {
+    "web": {
+        "received": Selection("received", "web"),
+        "target": Selection("target", "web"),
+        "sent": Selection("sent", "web"),
+        "click": Selection("click", "web"),
+    },
+}
 
 
 # ------------------------------------------------------------------------------------------------------------- handlers
 async def received(request: web.Request) -> web.Response:
     """``GET /v3/received``: delivery counts of up to 100 messages."""
     msg_ids = parse_msg_ids(request.query.get("msg_ids"))
-    totals = await request.app[DELIVERY].totals(request[APP], msg_ids, "received", RECEIVED)
-    return json_response([render_received(msg_id, totals.get(msg_id, {})) for msg_id in msg_ids])
+    report, fields = ("received with web", RECEIVED | WEB_RECEIVED) if with_web(request) else ("received", RECEIVED)
+
+    async def answer() -> bytes:
+        totals = await request.app[DELIVERY].totals(request[APP], msg_ids, report, fields)
+        return orjson.dumps([render_received(msg_id, totals.get(msg_id, {}), fields) for msg_id in msg_ids])
+
+    return await fresh(request, (report, *msg_ids), answer)
 
 
 async def messages(request: web.Request) -> web.Response:
     """``GET /v3/messages``: the funnel of up to 100 messages, by platform."""
     require_vip(request)
     msg_ids = parse_msg_ids(request.query.get("msg_ids"))
-    totals = await request.app[DELIVERY].totals(request[APP], msg_ids, "messages", _MESSAGES_FLAT)
-    return json_response([render_message(msg_id, totals.get(msg_id, {})) for msg_id in msg_ids])
+    report, platforms = ("messages with web", MESSAGES | WEB_MESSAGES) if with_web(request) else ("messages", MESSAGES)
+    counters = {f"{platform}.{name}": selection
+                for platform, fields in platforms.items() for name, selection in fields.items()}
+
+    async def answer() -> bytes:
+        totals = await request.app[DELIVERY].totals(request[APP], msg_ids, report, counters)
+        return orjson.dumps([render_message(msg_id, totals.get(msg_id, {}), platforms) for msg_id in msg_ids])
+
+    return await fresh(request, (report, *msg_ids), answer)
 
 
 async def status_message(request: web.Request) -> web.Response:
@@ -124,6 +148,18 @@ async def users(request: web.Request) -> web.Response:
     query = parse_users_query(request.query, local_now(app.timezone, report.clock()))
     figures = await report.figures(app, query.periods, query.end, "users")
     return json_response(render_users(query, figures))
+
+
+async def fresh(request: web.Request, question: tuple[str, ...],
+                answer: Callable[[], Awaitable[bytes]]) -> web.Response:
+    """The answer to *question*, kept while nothing changes."""
+    body = await request.app[FRESH].get(request[APP].id, question, answer)
+    return web.Response(body=body, content_type="application/json")
+
+
+def with_web(request: web.Request) -> bool:
+    """Whether the caller wants to be told of browsers too."""
+    return request.query.get("web") == "1"
 
 
 def require_vip(request: web.Request) -> None:
@@ -164,7 +200,7 @@ def parse_status_query(body: Any) -> StatusQuery:
         raise BadParameter("registration_ids", "required: an array of 1 to 1000 ids")
     if len(ids) > MAX_REGISTRATION_IDS:
         raise BadParameter("registration_ids", f"at most {MAX_REGISTRATION_IDS} ids")
-    day = body.get("date") or body.get("data")
+    day = body.get("data") if body.get("date") in (None, "") else body["date"]
     return StatusQuery(msg_id, [parse_id("registration_ids", one) for one in ids], parse_day(day))
 
 
@@ -252,16 +288,17 @@ def _boundaries(unit: str, start: datetime, duration: int) -> list[datetime]:
 
 
 # --------------------------------------------------------------------------------------------------------------- render
-def render_received(msg_id: str, totals: Totals) -> dict[str, Any]:
+def render_received(msg_id: str, totals: Totals, fields: Iterable[str]) -> dict[str, Any]:
     """One item of ``/v3/received``."""
-    return {"msg_id": msg_id} | {name: totals.get(name) or None for name in RECEIVED}
+    return {"msg_id": msg_id} | {name: totals.get(name) or None for name in fields}
 
 
-def render_message(msg_id: str, totals: Totals) -> dict[str, Any]:
+def render_message(msg_id: str, totals: Totals, platforms: Mapping[str, Iterable[str]]) -> dict[str, Any]:
     """One item of ``/v3/messages``."""
-    return {"msg_id": msg_id} | {
+    item: dict[str, Any] = {
         platform: {name: totals.get(f"{platform}.{name}") or None for name in fields}
-        for platform, fields in MESSAGES.items()}
+        for platform, fields in platforms.items()}
+    return item | {"msg_id": msg_id}
 
 
 def render_statuses(statuses: Mapping[str, Status]) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import orjson
 from aiohttp import web
 
 from reportsvc.api.auth import APP
-from reportsvc.api.common import Dialect, FloatId, json_response, load_exactly, parse_id, read_body, with_large_ids
-from reportsvc.api.events import (CLOCK, JOURNAL, LEDGER, MAX_EVENTS, Lines, ParsedEvents, Rejected, parse_events,
-                                  parse_word, split_lines)
-from reportsvc.errors import (BadParameter, BadRequest, Conflict, Forbidden, NotFound, ReportError, StoreUnavailable,
-                              TooLarge, Unauthorized)
-from reportsvc.model import KINDS, PLATFORM_OF_CHANNEL, PLATFORMS, Audience, DeviceUpsert, Push
+from reportsvc.api.common import (Dialect, FloatId, encodable, json_response, load_exactly, parse_id, read_body,
+                                  with_large_ids)
+from reportsvc.api.events import (CLOCK, JOURNAL, LEDGER, MAX_ERRORS, MAX_EVENTS, Lines, ParsedEvents, Rejected,
+                                  parse_events, parse_word, split_lines)
+from reportsvc.errors import (BadParameter, BadRequest, Conflict, Forbidden, NotFound, RateLimited, ReportError,
+                              StoreUnavailable, TooLarge, Unauthorized)
+from reportsvc.model import INTEREST, KINDS, PLATFORM_OF_CHANNEL, PLATFORMS, Audience, DeviceUpsert, Push
 from reportsvc.pipeline.registration import Registrar
 
 REGISTRAR: Final = web.AppKey("registrar", Registrar)
@@ -28,6 +29,7 @@ REGISTRAR: Final = web.AppKey("registrar", Registrar)
 ERRORS: Final[Mapping[type[ReportError], tuple[int, str]]] = {
     BadRequest: (400, "invalid_request"), Unauthorized: (401, "unauthorized"), Forbidden: (403, "forbidden"),
     NotFound: (404, "not_found"), Conflict: (409, "conflict"), TooLarge: (413, "too_large"),
+    RateLimited: (429, "rate_limited"),
     StoreUnavailable: (503, "unavailable"), ReportError: (500, "internal"),
 }
 DIALECT: Final = Dialect(
@@ -65,49 +67,50 @@ async def post_events(request: web.Request) -> web.Response:
     return render_outcome(len(parsed.batch), parsed.rejected, parsed.errors)
 
 
-def parse_items(request: web.Request, body: bytes, parse: Callable[[Lines], Any]) -> Any:
+def parse_items(request: web.Request, body: bytes, parse: Callable[[Lines], Any], limit: int = MAX_EVENTS) -> Any:
     """``parse(values of body)``, where *body* is an object, an array or lines, and ids are of any size."""
     is_lines = request.content_type in _LINES
     try:
-        return parse(_items(body, is_lines, orjson.loads))
+        return parse(_items(body, is_lines, limit, orjson.loads))
     except FloatId:
-        return parse(_items(body, is_lines, load_exactly))
+        return parse(_items(body, is_lines, limit, load_exactly))
 
 
-def _items(body: bytes, is_lines: bool, loads: Callable[[bytes], Any]) -> Lines:
+def _items(body: bytes, is_lines: bool, limit: int, loads: Callable[[bytes], Any]) -> Lines:
     if not is_lines:
         try:
             value = loads(body)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             # `curl --data-binary` names no type of its own; lines that can be read are not refused for it.
             if b"\n" not in body.strip():
                 raise BadRequest("the body is not valid JSON") from error
         else:
-            return _limited(Lines(value if isinstance(value, list) else [value]))
+            return _limited(Lines(value if isinstance(value, list) else [value]), limit)
     lines = split_lines(body, loads)
     if not is_lines and not lines.values:
         raise BadRequest("the body is not valid JSON")
-    return _limited(lines)
+    return _limited(lines, limit)
 
 
-def _limited(lines: Lines) -> Lines:
+def _limited(lines: Lines, limit: int) -> Lines:
     count = len(lines.values) + len(lines.rejected)
-    if count > MAX_EVENTS:
-        raise TooLarge(f"at most {MAX_EVENTS} items a request, not {count}")
+    if count > limit:
+        raise TooLarge(f"at most {limit} items a request, not {count}")
     return lines
 
 
 def parse_lines(lines: Lines, app_id: int, now: int) -> ParsedEvents:
     """The events among *lines*; lines that are no JSON are rejected like bad events."""
     parsed = parse_events(lines.values, app_id, now, lines.numbers)
-    for rejected in lines.rejected:
-        parsed.reject(rejected)
+    parsed.rejected += len(lines.rejected)
+    parsed.reasons.update(rejected.reason for rejected in lines.rejected)
+    parsed.errors = lines.merged(parsed.errors)[:MAX_ERRORS]
     return parsed
 
 
 def render_outcome(accepted: int, rejected: int, errors: Sequence[Rejected]) -> web.Response:
     """How many items were taken; 400 if all were bad."""
-    details = [error.document() for error in sorted(errors, key=lambda error: (error.line, error.index))]
+    details = [error.document() for error in errors]
     if rejected and not accepted:
         return json_response({"error": {"code": "invalid_request", "message": details[0]["message"],
                                         "rejected": rejected, "errors": details}}, status=400)
@@ -122,20 +125,20 @@ async def post_devices(request: web.Request) -> web.Response:
     upserts, rejected = parse_items(request, body, lambda lines: parse_devices(lines, now))
     if upserts:
         await request.app[REGISTRAR].upsert_devices(request[APP], upserts)
-    return render_outcome(len(upserts), len(rejected), rejected[:100])
+    return render_outcome(len(upserts), len(rejected), rejected[:MAX_ERRORS])
 
 
 def parse_devices(lines: Lines, now: int) -> tuple[list[DeviceUpsert], list[Rejected]]:
     """The good devices, and the bad ones."""
     upserts: list[DeviceUpsert] = []
-    rejected = list(lines.rejected)
+    rejected: list[Rejected] = []
     for index, item in enumerate(lines.values):
         try:
             upserts.append(parse_device(item, now))
         except BadParameter as error:
             line = lines.numbers[index] if lines.numbers else 0
             rejected.append(Rejected(index, error.name, str(error), line))
-    return upserts, rejected
+    return upserts, lines.merged(rejected)
 
 
 def parse_device(item: Any, now: int) -> DeviceUpsert:
@@ -172,6 +175,9 @@ def parse_push(body: Any, now: int) -> tuple[Push, Audience, bytes]:
     if not isinstance(body, dict):
         raise BadRequest("the body must be a JSON object")
     msg_id = parse_id("msg_id", body["msg_id"]) if body.get("msg_id") is not None else secrets.token_hex(12)
+    audience = parse_audience(body.get("audience"))
+    body = encodable("payload", {name: body[name] for name in sorted(body) if name not in ("msg_id", "audience")
+                                 and body[name] is not None})
     created_at = parse_time(body, "created_at") or now
     scheduled_at = parse_time(body, "scheduled_at")
     vendor = body.get("vendor")
@@ -182,16 +188,13 @@ def parse_push(body: Any, now: int) -> tuple[Push, Audience, bytes]:
         expires_at=parse_expiry(body, scheduled_at or created_at), payload=body.get("payload"),
         kind=parse_word(body, "kind", KINDS, "notification"),
         channel=parse_word(body, "channel", PLATFORM_OF_CHANNEL, ""))
-    audience = parse_audience(body.get("audience"))
     return push, audience, _content(body, audience)
 
 
-def _content(body: dict[str, Any], audience: Audience) -> bytes:
+def _content(written: dict[str, Any], audience: Audience) -> bytes:
     """The push as its sender wrote it: a retry is the same, whenever it comes."""
-    written = {name: body[name] for name in sorted(body) if name not in ("msg_id", "audience")
-               and body[name] is not None}
     return orjson.dumps([written, audience.everyone, sorted(set(audience.device_ids)), sorted(set(audience.interests)),
-                         sorted(set(audience.users))], option=orjson.OPT_SORT_KEYS, default=str)
+                         sorted(set(audience.users))], option=orjson.OPT_SORT_KEYS)
 
 
 def parse_time(body: Mapping[str, Any], name: str) -> int | None:
@@ -228,6 +231,8 @@ def parse_audience(value: Any) -> Audience:
     if not isinstance(value, dict) or len(value) != 1 or not set(value) <= set(limits):
         raise BadParameter("audience", 'required: "all", or an object with one of device_ids, interests, users')
     lists = {name: parse_ids(f"audience.{name}", ids, limits[name]) for name, ids in value.items()}
+    if not all(INTEREST.fullmatch(name) for name in lists.get("interests", ())):
+        raise BadParameter("audience.interests", "a name is 1 to 164 of the characters a-z A-Z 0-9 _ - = @ , . ;")
     return Audience(device_ids=lists.get("device_ids", ()), interests=lists.get("interests", ()),
                     users=lists.get("users", ()))
 
@@ -245,7 +250,7 @@ async def post_targets(request: web.Request) -> web.Response:
     """``POST /v1/pushes/<msg_id>/targets``: more devices that the push is meant for."""
     msg_id = parse_id("msg_id", request.match_info["msg_id"])
     body = await read_body(request)
-    device_ids = parse_items(request, body, parse_targets)
+    device_ids = parse_items(request, body, parse_targets, MAX_AUDIENCE_DEVICES)
     targets = await request.app[REGISTRAR].add_targets(request[APP], msg_id, device_ids)
     return json_response({"msg_id": msg_id, "targets": targets})
 

@@ -15,7 +15,9 @@ from aiohttp import web
 from reportsvc.api.auth import APPS
 from reportsvc.api.common import Dialect, json_response, parse_id
 from reportsvc.api.events import CLOCK
-from reportsvc.errors import BadRequest, Forbidden, NotFound, ReportError, StoreUnavailable, TooLarge, Unauthorized
+from reportsvc.api.limits import check_pushy
+from reportsvc.errors import (BadRequest, Forbidden, NotFound, RateLimited, ReportError, StoreUnavailable, TooLarge,
+                              Unauthorized)
 from reportsvc.model import App
 from reportsvc.registry.pushes import PushRecord, PushRegistry
 from reportsvc.storage.queries import DeviceRow
@@ -45,8 +47,8 @@ class Scheduled(ReportError):
 ERRORS: Final[Mapping[type[ReportError], tuple[int, str]]] = {
     InvalidPush: (400, "INVALID_PUSH_ID"), Scheduled: (400, "PUSH_SCHEDULED"), Unauthorized: (401, "INVALID_API_KEY"),
     BadRequest: (400, "INVALID_REQUEST"), Forbidden: (403, "FORBIDDEN"), NotFound: (404, "NOT_FOUND"),
-    TooLarge: (413, "REQUEST_TOO_LARGE"), StoreUnavailable: (503, "SERVICE_UNAVAILABLE"),
-    ReportError: (500, "INTERNAL_SERVER_ERROR"),
+    TooLarge: (413, "REQUEST_TOO_LARGE"), RateLimited: (429, "RATE_LIMIT_EXCEEDED"),
+    StoreUnavailable: (503, "SERVICE_UNAVAILABLE"), ReportError: (500, "INTERNAL_SERVER_ERROR"),
 }
 DIALECT: Final = Dialect(
     errors=ERRORS,
@@ -58,6 +60,7 @@ DIALECT: Final = Dialect(
 async def notification_status(request: web.Request) -> web.Response:
     """``GET /pushes/<id>``: one push, and the devices that do not have it yet."""
     app = await authenticate(request)
+    await check_pushy(request, app)
     push, pending = await find(request, app)
     return json_response(render_push(push, pending))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -214,7 +215,7 @@ def parse_entries(stream: Any) -> list[Entry]:
 def _fields(fields: Any) -> tuple[int, bytes]:
     pairs = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))
     count = pairs.get(b"n", b"1")
-    return int(count) if count.isdigit() else 1, pairs.get(b"e", b"")
+    return int(count) if re.fullmatch(rb"[0-9]{1,9}", count) else 1, pairs.get(b"e", b"")
 
 
 def _batches(entries: Sequence[Entry]) -> list[list[Entry]]:

@@ -10,25 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import orjson
 
 from reportsvc.localtime import hour_start
-from reportsvc.model import FACT_CODES, STAGES, TARGET_STAGES, App, Fact
+from reportsvc.model import FACT_CODES, STAGES, TARGET_STAGES, App, Fact, Profile
 from reportsvc.pipeline.numbering import NEVER_QUARTER, QUARTER_SECONDS, DeviceFact, Integers, Numbering
 from reportsvc.registry.apps import AppDirectory
+from reportsvc.registry.audiences import Members
 from reportsvc.registry.devices import BUCKETS, DeviceRegistry
 from reportsvc.registry.messages import Messages, received_by, targets_of
 from reportsvc.registry.pushes import PushRegistry
 from reportsvc.storage import rowbinary as rb
 from reportsvc.storage.clickhouse import ClickHouse
-from reportsvc.storage.device_set import CHUNK_BITS, CHUNK_SIZE, Numbers
+from reportsvc.storage.device_set import CHUNK_BITS, CHUNK_SIZE, Numbers, decode_chunk
 from reportsvc.storage.queries import NEVER, Broadcast, Queries
-from reportsvc.storage.redis import Redis
+from reportsvc.storage.redis import Redis, app_keys_pattern, epoch_key
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,9 @@ _DEVICES: Final = ("app", "number", "device_id", "platform_rank", "first_seen", 
 _USERS: Final = ("app", "number", "user_id", "told_at")
 _PUSHES: Final = ("app", "msg_id", "record", "expires_at", "registered_at")
 _APPS: Final = ("app", "record", "version")
+_PROFILES: Final = ("app", "number", "device_id", "gateway", "token", "bundle_id", "metadata", "user_id", "named_user",
+                    "interests_since", "deleted", "version")
+_INTERESTS: Final = ("app", "number", "interest", "subscribed", "version")
 
 _STAGE_BITS: Final = 7
 _RECEIVED: Final = STAGES.index("received")
@@ -44,6 +48,8 @@ _TARGETS: Final = [STAGES.index(stage) for stage in sorted(TARGET_STAGES)]
 _ONLINE_CODE: Final = Fact("online").code
 #: The rank of the platform that a code names, by code.
 _RANKS: Final = np.array([(code >> 5 & 7) | 8 if code >> 5 & 7 else 0 for code in range(FACT_CODES)], np.int64)
+#: Rows of devices that are stored together when some turn out to be missing.
+_REPAIR_ROWS: Final = 100_000
 #: How long a batch waits for a sweep that is removing one of its messages.
 _REMOVAL_WAIT_SECONDS: Final = 0.05
 
@@ -68,7 +74,7 @@ class _Columns:
     ranks: dict[int, int] = field(default_factory=dict)
     first_seen: dict[int, int] = field(default_factory=dict)
     users: dict[int, str] = field(default_factory=dict)
-    registered: dict[int, int] = field(default_factory=dict)
+    registered: set[int] = field(default_factory=set)
     numbers: Numbers = field(default_factory=lambda: np.zeros(0, np.uint32))
     facts: list[DeviceFact] = field(default_factory=list)
 
@@ -76,6 +82,8 @@ class _Columns:
                *, seen: bool) -> int:
         """Add rows; returns the position of the first."""
         start = len(self.codes)
+        if not len(msg_ids) == len(device_ids) == len(codes) == len(times):
+            raise ValueError("the columns of a record differ in length")
         self.msg_ids += msg_ids
         self.device_ids += device_ids
         self.codes += codes
@@ -123,16 +131,22 @@ class Applier:
         for one in columns:
             await self._number(one)
         await self._store_devices(columns, [record for record in records if record["type"] == "deletion"])
+        await self._store_profiles(records)
         await self._store_sets(columns)
+        await self._store_audiences([record for record in records if record["type"] == "audience"])
         await self._store_counters(columns)
         await self._store_pushes([record for record in records if record["type"] == "push"])
         await self._store_apps([record for record in records if record["type"] in ("app", "app_deletion")])
+        # Answers made before this moment are kept no longer; see reports/fresh.py.
+        await self._redis.run([("INCR", epoch_key(app_id)) for app_id in {record["app"] for record in records}])
 
     # ---------------------------------------------------------------------------------------------------------- collect
     def _collect(self, records: Sequence[dict[str, Any]]) -> dict[int, _Columns]:
         by_app: dict[int, _Columns] = {}
         for record in records:
             add = _COLLECTORS.get(record["type"])
+            if add is None and record["type"] not in _OTHER_TYPES:
+                raise ValueError(f"a record of type {record['type']!r} is not known here")
             if add is not None:
                 app_id = record["app"]
                 if app_id not in by_app:
@@ -160,8 +174,8 @@ class Applier:
     async def _store_devices(self, columns: Sequence[_Columns], deletions: Sequence[dict[str, Any]]) -> None:
         rows = [_device_row(one.app.id, fact.number, fact.device_id, fact.rank, fact.first_seen * QUARTER_SECONDS
                             if fact.first_seen < NEVER_QUARTER else NEVER) for one in columns for fact in one.facts]
-        rows += [_device_row(one.app.id, int(one.numbers[position]), one.device_ids[position], 0, NEVER, registered=at)
-                 for one in columns for position, at in one.registered.items()]
+        for one in columns:
+            rows += await self._return_rows(one)
         for record in deletions:
             device = (await self._registry.find(record["app"], [record["device_id"]]))[0]
             if device is not None:
@@ -175,6 +189,26 @@ class Applier:
         for one in columns:
             self._numbering.remember(one.app.id, one.facts)
 
+    async def _return_rows(self, columns: _Columns) -> list[bytes]:
+        """Rows of registered devices that were deleted before; when each came back, the registry knows."""
+        device_ids = list({columns.device_ids[position] for position in columns.registered})
+        found = zip(device_ids, await self._registry.find(columns.app.id, device_ids), strict=True)
+        return [_device_row(columns.app.id, device.number, device_id, 0, NEVER, registered=device.returned_at)
+                for device_id, device in found if device is not None and device.returned_at]
+
+    async def _store_profiles(self, records: Sequence[dict[str, Any]]) -> None:
+        await self._insert("device_profiles", _PROFILES, [
+            _profile_row(record["app"], profile) for record in records if record["type"] == "profiles"
+            for profile in record["profiles"]])
+        await self._insert("device_profiles", _PROFILES, [
+            _profile_row(self._app(record["app"]).id, asdict(Profile(
+                record["device_id"], record["number"], version=record["version"])), deleted=True)
+            for record in records if record["type"] == "profile_deletion"])
+        await self._insert("device_interests", _INTERESTS, [
+            b"".join((rb.uint32(record["app"]), rb.uint32(record["number"]), rb.string(name),
+                      rb.uint8(record["subscribed"]), rb.uint64(record["version"])))
+            for record in records if record["type"] == "interests" for name in record["interests"]])
+
     # ------------------------------------------------------------------------------------------------------------- sets
     async def _store_sets(self, columns: Sequence[_Columns]) -> None:
         undelivered = await self._touch([touch for one in columns for touch in _touches(one)])
@@ -183,8 +217,24 @@ class Applier:
         commands += [received_by(one.app.id, msg_id).add_chunk(chunk, offsets, self._limit)
                      for one in columns for msg_id, chunk, offsets in _chunks(one, [_RECEIVED])]
         await self._redis.run(commands)
+        by_app: dict[int, dict[str, int]] = {}
         for touch in undelivered:
-            await self._pushes.note_completion(touch.app_id, touch.msg_id, touch.at)
+            by_app.setdefault(touch.app_id, {})[touch.msg_id] = touch.at
+        for app_id, deliveries in by_app.items():
+            await self._pushes.note_completions(app_id, deliveries)
+
+    async def _store_audiences(self, records: Sequence[dict[str, Any]]) -> None:
+        """Add the targets that came as sets: to Redis, and to the counters a row for each chunk."""
+        rows: list[bytes] = []
+        for record in records:
+            app, msg_id, at = self._app(record["app"]), record["msg_id"], record["at"]
+            members = Members.parse(record["members"])
+            await self._touch([_Touch(app.id, msg_id, at, list(members.chunks))])
+            await self._redis.run(targets_of(app.id, msg_id).union(members.chunks, self._limit))
+            code = Fact("target", "", record["channel"], record["kind"]).code
+            rows += [_ingest_row(app.id, msg_id, code, hour_start(app.timezone, at), False,
+                                 decode_chunk(chunk, part), at) for chunk, part in members.chunks.items()]
+        await self._insert("ingest", _INGEST, rows)
 
     async def _touch(self, touches: list[_Touch]) -> list[_Touch]:
         """Note the deliveries, waiting for a sweep that is removing a message; returns those of unfinished pushes."""
@@ -218,19 +268,24 @@ class Applier:
         app, push, at = self._app(record["app"]), record["record"], record["at"]
         await self._complete_devices(app.id, push["ends"])
         await self._queries.expand_broadcast(app.id, Broadcast(
-            record["msg_id"], push["kind"], push["channel"], hour_start(app.timezone, at), at, push["ends"]))
+            record["msg_id"], push["kind"], push.get("channel", ""), hour_start(app.timezone, at), at, push["ends"]))
 
     async def _complete_devices(self, app_id: int, ends: Sequence[int]) -> None:
-        """Store the devices below *ends* that another process has numbered and not stored yet.
+        """Store what the registry knows of devices below *ends* and another process has not stored yet.
 
-        Numbers are dense, so a missing one shows in the count.
+        Numbers are dense, so a device that is missing shows in the count, as does a deletion or a return.
         """
         stored = await self._queries.stored_below(app_id, ends, BUCKETS)
+        deleted = (await self._registry.extent(app_id)).deleted
+        rows: list[bytes] = []
         for bucket, (have, given) in enumerate(zip(stored, ends, strict=True)):
-            if have < given:
-                rows = [_device_row(app_id, device.number, device_id, device.rank, NEVER, deleted=device.deleted_at)
-                        async for device_id, device in self._registry.bucket(app_id, bucket)]
+            if have.devices < given or have.deleted != deleted[bucket]:
+                rows += [_device_row(app_id, device.number, device_id, device.rank, NEVER,
+                                     registered=device.returned_at, deleted=device.deleted_at)
+                         async for device_id, device in self._registry.bucket(app_id, bucket)]
+            if len(rows) >= _REPAIR_ROWS or bucket == len(ends) - 1:
                 await self._insert("devices", _DEVICES, rows)
+                rows = []
 
     async def _store_apps(self, records: Sequence[dict[str, Any]]) -> None:
         await self._insert("apps", _APPS, [
@@ -243,7 +298,7 @@ class Applier:
                 await self._delete_keys(record["app"])
 
     async def _delete_keys(self, app_id: int) -> None:
-        keys = await self._redis.scan(f"?{{{app_id}:*")
+        keys = await self._redis.scan(app_keys_pattern(app_id))
         await self._redis.run([("UNLINK", key) for key in keys])
 
     async def _insert(self, table: str, columns: Sequence[str], rows: Sequence[bytes]) -> None:
@@ -256,6 +311,8 @@ def _add_events(columns: _Columns, record: dict[str, Any]) -> None:
     start = columns.extend(record["msg_ids"], record["device_ids"], record["codes"], record["times"], record["at"],
                            seen=True)
     for position, user in record["users"].items():
+        if not 0 <= int(position) < len(record["codes"]):
+            raise ValueError("a user of a record belongs to none of its events")
         columns.users[start + int(position)] = user
 
 
@@ -271,7 +328,7 @@ def _add_registrations(columns: _Columns, record: dict[str, Any]) -> None:
     start = columns.extend([""] * len(devices), [device[0] for device in devices], [_ONLINE_CODE] * len(devices),
                            [at] * len(devices), at, seen=True)
     for position, (_, platform, user, first_seen) in enumerate(devices, start):
-        columns.registered[position] = at
+        columns.registered.add(position)
         if platform:
             columns.ranks[position] = int(_RANKS[Fact("online", platform).code])
         if user:
@@ -280,7 +337,23 @@ def _add_registrations(columns: _Columns, record: dict[str, Any]) -> None:
             columns.first_seen[position] = first_seen
 
 
-_COLLECTORS: Final = {"events": _add_events, "targets": _add_targets, "devices": _add_registrations}
+def _add_profiles(columns: _Columns, record: dict[str, Any]) -> None:
+    profiles, at = record["profiles"] if record["seen"] else [], record["at"]
+    start = columns.extend([""] * len(profiles), [profile["device_id"] for profile in profiles],
+                           [_ONLINE_CODE] * len(profiles), [at] * len(profiles), at, seen=True)
+    for position, profile in enumerate(profiles, start):
+        if profile["user_id"]:
+            columns.users[position] = profile["user_id"]
+
+
+def _add_interests(columns: _Columns, record: dict[str, Any]) -> None:
+    columns.extend([""], [record["device_id"]], [_ONLINE_CODE], [record["at"]], record["at"], seen=True)
+
+
+_COLLECTORS: Final = {"events": _add_events, "targets": _add_targets, "devices": _add_registrations,
+                      "profiles": _add_profiles, "interests": _add_interests}
+#: What is no column of facts, and is applied one by one.
+_OTHER_TYPES: Final = frozenset({"push", "deletion", "profile_deletion", "audience", "app", "app_deletion"})
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
@@ -288,6 +361,15 @@ def _device_row(app_id: int, number: int, device_id: str, rank: int, first_seen:
                 deleted: int = 0) -> bytes:
     return b"".join((rb.uint32(app_id), rb.uint32(number), rb.string(device_id), rb.uint8(rank), rb.uint32(first_seen),
                      rb.uint32(registered), rb.uint32(deleted)))
+
+
+def _profile_row(app_id: int, profile: Mapping[str, Any], *, deleted: bool = False) -> bytes:
+    return b"".join((
+        rb.uint32(app_id), rb.uint32(profile["number"]),
+        *(rb.string(profile[name]) for name in ("device_id", "gateway", "token", "bundle_id")),
+        rb.string(orjson.dumps(profile["metadata"]).decode()), rb.string(profile["user_id"]),
+        rb.string(profile["named_user"]), rb.uint64(profile["interests_since"]), rb.uint8(deleted),
+        rb.uint64(profile["version"])))
 
 
 def _touches(columns: _Columns) -> Iterator[_Touch]:
@@ -340,7 +422,7 @@ def _ingest_rows(columns: _Columns) -> Iterator[bytes]:
     """One row for all devices that did the same: stage, message, hour and the rest."""
     if not columns.codes:
         return
-    timezone, app_id = columns.app.timezone, rb.uint32(columns.app.id)
+    timezone = columns.app.timezone
     quarters, quarter_of = np.unique(np.array(columns.times, np.int64) // QUARTER_SECONDS, return_inverse=True)
     hours = np.array([hour_start(timezone, int(quarter) * QUARTER_SECONDS) for quarter in quarters], np.int64)
     messages, names = _positions(columns.msg_ids)
@@ -352,9 +434,13 @@ def _ingest_rows(columns: _Columns) -> Iterator[bytes]:
     lasts = np.maximum.reduceat(received_at, starts)
     for start, end, last in zip(starts, ends, lasts.tolist(), strict=True):
         first = order[start]
-        yield b"".join((app_id, rb.string(names[messages[first]]), _fact_columns(int(codes[first])),
-                        rb.uint32(int(hours[quarter_of[first]])), rb.uint8(int(seen[first])), rb.length(end - start),
-                        devices[start:end].tobytes(), rb.uint32(last)))
+        yield _ingest_row(columns.app.id, names[messages[first]], int(codes[first]), int(hours[quarter_of[first]]),
+                          bool(seen[first]), devices[start:end], last)
+
+
+def _ingest_row(app_id: int, msg_id: str, code: int, hour: int, seen: bool, devices: Numbers, last: int) -> bytes:
+    return b"".join((rb.uint32(app_id), rb.string(msg_id), _fact_columns(code), rb.uint32(hour), rb.uint8(seen),
+                     rb.length(len(devices)), devices.tobytes(), rb.uint32(last)))
 
 
 _FACT_COLUMNS: dict[int, bytes] = {}

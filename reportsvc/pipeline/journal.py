@@ -36,11 +36,14 @@ return redis.call('HINCRBY', KEYS[2], 'accepted', string.format('%.0f', accepted
 """)
 
 
+_Part = tuple[EventBatch, asyncio.Future[None]]
+
+
 @dataclass(slots=True)
 class _Waiting:
     """What the next command will carry."""
 
-    batches: dict[int, list[EventBatch]] = field(default_factory=dict)
+    batches: dict[int, list[_Part]] = field(default_factory=dict)
     entries: list[tuple[int, bytes]] = field(default_factory=list)
     callers: list[asyncio.Future[None]] = field(default_factory=list)
     events: int = 0
@@ -58,6 +61,7 @@ class Journal:
         self._wake = asyncio.Event()
         self._partition = 0
         self._is_full = False
+        self._is_stopping = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -66,13 +70,13 @@ class Journal:
                        asyncio.create_task(self._measure(), name="journal-measure")]
 
     async def stop(self) -> None:
-        """Write what waits, then end."""
-        while self._waiting.callers:
-            self._wake.set()
-            await asyncio.sleep(0.01)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Write what waits and take nothing more."""
+        self._is_stopping = True
+        self._wake.set()
+        if self._tasks:
+            write, measure = self._tasks
+            measure.cancel()
+            await asyncio.gather(write, measure, return_exceptions=True)
 
     def append(self, batch: EventBatch) -> asyncio.Future[None]:
         """A future that is done once the events of *batch* are in the journal and survive a crash of this process.
@@ -81,7 +85,7 @@ class Journal:
         confirm; the events may or may not be stored then, and sending them again is safe.
         """
         caller = self._enqueue(len(batch))
-        self._waiting.batches.setdefault(batch.app_id, []).append(batch)
+        self._waiting.batches.setdefault(batch.app_id, []).append((batch, caller))
         return caller
 
     def append_record(self, record: bytes) -> asyncio.Future[None]:
@@ -91,6 +95,8 @@ class Journal:
         return caller
 
     def _enqueue(self, events: int) -> asyncio.Future[None]:
+        if self._is_stopping:
+            raise StoreUnavailable("journal", "the service is stopping")
         if self._is_full:
             raise StoreUnavailable("journal", "it is full, because the aggregator has not kept up")
         if self._waiting.events > _MAX_WAITING:
@@ -102,7 +108,7 @@ class Journal:
         return caller
 
     async def _write(self) -> None:
-        while True:
+        while self._waiting.callers or not self._is_stopping:
             await self._wake.wait()
             self._wake.clear()
             waiting, self._waiting = self._waiting, _Waiting()
@@ -122,9 +128,10 @@ class Journal:
     async def _send(self, waiting: _Waiting) -> None:
         now = int(self._clock())
         entries = waiting.entries
-        for batches in waiting.batches.values():
-            entries.extend(records.events(batches, now))
-        await self._redis.run([append(self._next_partition(), entries)])
+        for parts in waiting.batches.values():
+            entries.extend(_encoded(parts, now))
+        if entries:
+            await self._redis.run([append(self._next_partition(), entries)])
 
     def _next_partition(self) -> int:
         # Every fact is a union, so entries need no order between partitions: taking turns spreads the load.
@@ -149,6 +156,17 @@ class Journal:
 def append(partition: int, entries: Sequence[tuple[int, bytes]]) -> Any:
     """The command that writes *entries* (a count of events, and a record) to a partition and its ledger."""
     return _APPEND((journal_key(partition), ledger_key(partition)), *(word for entry in entries for word in entry))
+
+
+def _encoded(parts: Sequence[_Part], now: int) -> list[tuple[int, bytes]]:
+    """The entries of *parts*, without one that cannot be written: that is its own caller's fault alone."""
+    try:
+        return list(records.events([batch for batch, _ in parts], now))
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is that caller's to report
+        if len(parts) > 1:
+            return [entry for part in parts for entry in _encoded([part], now)]
+        _settle([parts[0][1]], error)
+        return []
 
 
 def _settle(callers: Sequence[asyncio.Future[None]], error: Exception | None) -> None:

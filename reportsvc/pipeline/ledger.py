@@ -17,6 +17,11 @@ from reportsvc.storage.redis import Redis, ledger_key, rejections_key
 
 log = logging.getLogger(__name__)
 
+#: Why an event is refused: the field that is wrong, or what could not be read at all. A closed list, counted one by one
+#: as ``rejected_<reason>``.
+REASONS: Final = ("json", "event", "stage", "kind", "platform", "channel", "device_id", "msg_id", "ts", "user_id",
+                  "beams_event")
+
 _FLUSH_SECONDS: Final = 1.0
 
 

@@ -6,12 +6,13 @@ stay readable by the next release: add keys, never change one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import orjson
 
-from reportsvc.model import DeviceUpsert, EventBatch
+from reportsvc.model import DeviceUpsert, EventBatch, Profile
 
 #: An entry larger than this would make one partition wait; a request may fill several.
 MAX_EVENTS: Final = 10_000
@@ -60,6 +61,32 @@ def targets(app_id: int, msg_id: str, kind: str, channel: str, device_ids: Seque
     """Devices that a push is meant for."""
     return _dump({"type": "targets", "app": app_id, "at": registered_at, "msg_id": msg_id, "kind": kind,
                   "channel": channel, "device_ids": list(device_ids)})
+
+
+def audience(app_id: int, msg_id: str, kind: str, channel: str, members: Mapping[str, str],
+             registered_at: int) -> bytes:
+    """Devices that a push is meant for, as numbers: each chunk of 65 536 with its members in base64."""
+    return _dump({"type": "audience", "app": app_id, "at": registered_at, "msg_id": msg_id, "kind": kind,
+                  "channel": channel, "members": dict(members)})
+
+
+def profiles(app_id: int, changed: Iterable[Profile], at: int, *, seen: bool) -> bytes:
+    """Profiles as they are now; *seen* if the devices themselves made it so."""
+    return _dump({"type": "profiles", "app": app_id, "at": at, "seen": seen,
+                  "profiles": [asdict(profile) for profile in changed]})
+
+
+def profile_deletion(app_id: int, profile: Profile, at: int) -> bytes:
+    """A profile is gone, and with it the interests of the device."""
+    return _dump({"type": "profile_deletion", "app": app_id, "at": at, "device_id": profile.device_id,
+                  "number": profile.number, "version": profile.version})
+
+
+def interests(app_id: int, profile: Profile, names: Sequence[str], at: int, *, subscribed: bool) -> bytes:
+    """As of the profile's version, the device has all of these interests, or none of them."""
+    return _dump({"type": "interests", "app": app_id, "at": at, "device_id": profile.device_id,
+                  "number": profile.number, "version": profile.version, "subscribed": subscribed,
+                  "interests": list(names)})
 
 
 def push(app_id: int, msg_id: str, record: dict[str, Any], expires_at: int, registered_at: int) -> bytes:

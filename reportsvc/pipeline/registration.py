@@ -16,10 +16,12 @@ from typing import Final
 import numpy as np
 import orjson
 
-from reportsvc.errors import BadParameter, Conflict, NotFound
+from reportsvc.errors import Conflict, NotFound
 from reportsvc.model import App, Audience, DeviceUpsert, Push, platform_rank
 from reportsvc.pipeline import records
 from reportsvc.pipeline.journal import Journal
+from reportsvc.pipeline.profiles import ProfileRegistrar
+from reportsvc.registry.audiences import Audiences, Members
 from reportsvc.registry.devices import DeviceRegistry
 from reportsvc.registry.messages import Messages, targets_of
 from reportsvc.registry.pushes import PushRecord, PushRegistry
@@ -29,6 +31,9 @@ from reportsvc.storage.redis import Redis
 
 #: Ids in one journal record; a larger audience takes several.
 _IDS_A_RECORD: Final = 10_000
+#: The same for an audience that is a set: eight million devices, in one and a half megabytes.
+_CHUNKS_A_RECORD: Final = 128
+_CONFLICT: Final = "msg_id {} is registered with other content"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,8 @@ class Registrar:
         self._devices = DeviceRegistry(redis)
         self._messages = Messages(redis)
         self._pushes = PushRegistry(redis, queries)
+        self._audiences = Audiences(redis)
+        self.profiles = ProfileRegistrar(redis, journal, small_chunk_limit, clock)
 
     async def register_push(self, app: App, push: Push, audience: Audience, content: bytes) -> Registration:
         """Register *push* for *audience*; *content* is what makes two registrations of one id the same.
@@ -59,29 +66,32 @@ class Registrar:
         Raises:
             Conflict: The id is registered with other content.
         """
-        if audience.interests or audience.users:
-            raise BadParameter("audience", "interests and users need the Device API, which this release does not have")
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        if await self._messages.digest(app.id, push.msg_id) not in ("", digest):
+            raise Conflict(_CONFLICT.format(push.msg_id))  # before its devices would become known
         now = int(self._clock())
         device_ids = list(dict.fromkeys(audience.device_ids))
         numbers = await self._number(app, device_ids, now)
+        members = await self._members(app, audience)
         ends: Sequence[int] = ()
-        targets = len(numbers)
+        targets = len(numbers) + len(members)
         if audience.everyone:
             extent = await self._devices.extent(app.id)
             ends, targets = extent.given, extent.alive
         record = PushRecord(push.msg_id, push.vendor, push.created_at, push.expires_at, push.scheduled_at, push.payload,
                             push.kind, push.channel, targets, now, ends)
-        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-        created, registered_digest, text = await self._messages.claim(
+        claim = await self._messages.claim(
             app.id, push.msg_id, digest, orjson.dumps(record.document()), now=now, expires_at=push.expires_at,
-            chunks=_chunks(numbers))
-        if registered_digest != digest:
-            raise Conflict(f"msg_id {push.msg_id} is registered with other content")
-        record = PushRecord.parse(push.msg_id, text)
+            chunks=[*_chunks(numbers), *members.chunks], members=members.dump())
+        if claim.digest != digest:
+            raise Conflict(_CONFLICT.format(push.msg_id))
+        record = PushRecord.parse(push.msg_id, claim.push)
         await self._store_targets(app, record, device_ids, numbers, now)
+        if claim.members:
+            await self._store_members(app, record, Members.load(claim.members))
         await self._journal.append_record(records.push(
             app.id, push.msg_id, record.document(), record.expires_at, record.registered_at))
-        return Registration(push.msg_id, record.targets, created)
+        return Registration(push.msg_id, record.targets, claim.is_new)
 
     async def add_targets(self, app: App, msg_id: str, device_ids: Sequence[str]) -> int:
         """Make more devices targets of a registered push; how many it has now.
@@ -105,17 +115,15 @@ class Registrar:
         ranks: dict[str, int] = {}
         for one in upserts:
             ranks[one.device_id] = max(ranks.get(one.device_id, 0), platform_rank(one.device_id, one.platform))
-        await self._devices.number(app.id, ranks, now, registering=True)
+        devices = await self._devices.number(app.id, ranks, now, registering=True)
+        numbers = {device_id: device.number for device_id, device in zip(ranks, devices, strict=True)}
         await self._journal.append_record(records.devices(app.id, upserts, now))
+        await self.profiles.name_users(app, {
+            one.device_id: (numbers[one.device_id], one.user_id) for one in upserts if one.user_id})
 
     async def delete_device(self, app: App, device_id: str) -> bool:
         """Make a device no device of the app any more; False if it never was one."""
-        now = int(self._clock())
-        device = await self._devices.delete(app.id, device_id, now)
-        if device is None:
-            return False
-        await self._journal.append_record(records.deletion(app.id, device_id, device.deleted_at))
-        return True
+        return await self.profiles.delete(app, device_id)
 
     async def _number(self, app: App, device_ids: Sequence[str], now: int) -> Numbers:
         ranks = {device_id: platform_rank(device_id, "") for device_id in device_ids}
@@ -128,6 +136,20 @@ class Registrar:
             await self._journal.append_record(records.targets(
                 app.id, push.msg_id, push.kind, push.channel, device_ids[start:start + _IDS_A_RECORD], now))
         await self._redis.run(targets_of(app.id, push.msg_id).add(numbers, self._limit))
+
+    async def _members(self, app: App, audience: Audience) -> Members:
+        if audience.interests:
+            return await self._audiences.with_interests(app.id, audience.interests)
+        if audience.users:
+            return await self._audiences.of_users(app.id, audience.users)
+        return Members()
+
+    async def _store_members(self, app: App, push: PushRecord, members: Members) -> None:
+        for part in members.parts(_CHUNKS_A_RECORD):
+            await self._journal.append_record(records.audience(
+                app.id, push.msg_id, push.kind, push.channel, part.document(), push.registered_at))
+        await self._redis.run(targets_of(app.id, push.msg_id).union(members.chunks, self._limit))
+        await self._redis.run([self._messages.settled(app.id, push.msg_id)])
 
 
 def _chunks(numbers: Numbers) -> list[int]:

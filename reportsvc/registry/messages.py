@@ -6,14 +6,14 @@ not pass each other unseen.
 
 Fields: ``l`` last delivery, ``x`` being removed since, ``p`` the push, ``g`` its digest, ``e`` its expiry, ``f`` when
 its last target received it (times in unix seconds); ``c`` the chunks its sets have members in, or ``*`` for more than
-a few, then any up to ``n``.
+a few, then any up to ``n``; ``a`` the members of its audience, from the registration until they are in the sets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from reportsvc.errors import StoreUnavailable
 from reportsvc.model import dies_at
@@ -29,9 +29,9 @@ _REMOVAL_SECONDS: Final = 60
 _LISTED_CHUNKS: Final = 16
 
 _LIBRARY: Final = """
-local function being_removed(key, now)
+local function being_removed(key)
   local since = redis.call('HGET', key, 'x')
-  return since and tonumber(since) + tonumber(ARGV[2]) > now
+  return since and tonumber(since) + tonumber(ARGV[2]) > tonumber(redis.call('TIME')[1])
 end
 local function keep_until(key, time)
   if tonumber(time) > redis.call('TTL', key) + tonumber(redis.call('TIME')[1]) then
@@ -64,7 +64,7 @@ end
 # 1 if it is a registered push that is not yet fully delivered, else 0.
 _TOUCH = Script(_LIBRARY + """
 local key, now = KEYS[1], tonumber(ARGV[1])
-if being_removed(key, now) then return -1 end
+if being_removed(key) then return -1 end
 redis.call('HDEL', key, 'x')
 local last = redis.call('HGET', key, 'l')
 if not last or tonumber(last) < now then redis.call('HSET', key, 'l', ARGV[1]) end
@@ -74,22 +74,23 @@ local push = redis.call('HMGET', key, 'p', 'f')
 return push[1] and not push[2] and 1 or 0
 """)
 
-# ARGV: now, removal seconds, expiry of the hash, chunks, last chunk, digest, push, expiry of the push. Answers what is
-# registered now.
+# ARGV: now, removal seconds, expiry of the hash, chunks, last chunk, digest, push, expiry of the push, members. Answers
+# what is registered now, and the members that are not yet in the sets.
 _CLAIM = Script(_LIBRARY + """
 local key, now = KEYS[1], tonumber(ARGV[1])
-if being_removed(key, now) then return false end
+if being_removed(key) then return false end
 redis.call('HDEL', key, 'x')
 local fresh, digest = 0, redis.call('HGET', key, 'g')
 if not digest then
   redis.call('HSET', key, 'g', ARGV[6], 'p', ARGV[7], 'e', ARGV[8], 'l', ARGV[1])
+  if ARGV[9] ~= '' then redis.call('HSET', key, 'a', ARGV[9]) end
   fresh, digest = 1, ARGV[6]
 end
 if digest == ARGV[6] then
   add_chunks(key, ARGV[4], ARGV[5])
   keep_until(key, ARGV[3])
 end
-return {fresh, digest, redis.call('HGET', key, 'p')}
+return {fresh, digest, redis.call('HGET', key, 'p'), redis.call('HGET', key, 'a') or ''}
 """)
 
 # ARGV: now, silent since. Answers the chunks of a message that is dead, and marks it; nothing for one that is not.
@@ -98,9 +99,14 @@ local key, now = KEYS[1], tonumber(ARGV[1])
 local state = redis.call('HMGET', key, 'l', 'e', 'c', 'n')
 if state[1] and tonumber(state[1]) > tonumber(ARGV[2]) then return false end
 if state[2] and tonumber(state[2]) > now then return false end
-redis.call('HSET', key, 'x', ARGV[1])
+redis.call('HSET', key, 'x', redis.call('TIME')[1])
 redis.call('EXPIRE', key, 86400)
 return {state[3] or '*', state[4] or '-1'}
+""")
+
+# A mark that is gone was too old for an event that came in meanwhile, and the message is alive.
+_FORGET = Script("""
+return redis.call('HEXISTS', KEYS[1], 'x') == 1 and redis.call('UNLINK', KEYS[1]) or 0
 """)
 
 _FINISH = Script("""
@@ -130,6 +136,16 @@ class MessageState:
     chunks: Sequence[int]
 
 
+class Claim(NamedTuple):
+    """What is registered under an id: whether it is new, its digest and text, and the members of its audience that are
+    still to be put into the sets."""
+
+    is_new: bool
+    digest: str
+    push: bytes
+    members: bytes
+
+
 class Messages:
     """The hashes of messages."""
 
@@ -142,25 +158,42 @@ class Messages:
         return _TOUCH((message_key(app_id, msg_id),), now, _REMOVAL_SECONDS, dies_at(now) + _GRACE_SECONDS,
                       *_chunk_words(chunks))
 
+    async def digest(self, app_id: int, msg_id: str) -> str:
+        """The digest of the push that is registered; empty where none is."""
+        return (await self._redis.call("HGET", message_key(app_id, msg_id), "g") or b"").decode()
+
     async def claim(self, app_id: int, msg_id: str, digest: str, push: bytes, *, now: int, expires_at: int,
-                    chunks: Iterable[int]) -> tuple[bool, str, bytes]:
-        """Register *push* unless one is: whether it is new, and the digest and text of the one that now is.
+                    chunks: Iterable[int], members: bytes = b"") -> Claim:
+        """Register *push* unless one is; what is registered now.
+
+        *members* of its audience are kept with it until :meth:`settled`, so that a registration which breaks off and
+        is repeated is for those whom the first one found.
 
         Raises:
             StoreUnavailable: The message is dead and being removed at this very moment.
         """
         keep = max(dies_at(now), expires_at) + _GRACE_SECONDS
         reply = await self._redis.call(*_CLAIM((message_key(app_id, msg_id),), now, _REMOVAL_SECONDS, keep,
-                                               *_chunk_words(chunks), digest, push, expires_at))
+                                               *_chunk_words(chunks), digest, push, expires_at, members))
         if reply is None:
             raise StoreUnavailable("redis", f"message {msg_id} is being removed")
-        return bool(reply[0]), reply[1].decode(), reply[2]
+        return Claim(bool(reply[0]), reply[1].decode(), reply[2], reply[3])
+
+    def settled(self, app_id: int, msg_id: str) -> Command:
+        """Note that the members of the audience are in the sets."""
+        return ("HDEL", message_key(app_id, msg_id), "a")
 
     async def state(self, app_id: int, msg_id: str) -> MessageState:
         """What is known of the message; an unknown one has no delivery and no push."""
-        last, push, finished, chunks, end = await self._redis.call(
-            "HMGET", message_key(app_id, msg_id), "l", "p", "f", "c", "n")
-        return MessageState(int(last or 0), push, int(finished or 0), _chunk_numbers(chunks or b"", int(end or -1)))
+        return (await self.states(app_id, [msg_id]))[msg_id]
+
+    async def states(self, app_id: int, msg_ids: Sequence[str]) -> dict[str, MessageState]:
+        """The same for many."""
+        replies = await self._redis.run([
+            ("HMGET", message_key(app_id, msg_id), "l", "p", "f", "c", "n") for msg_id in msg_ids])
+        return {msg_id: MessageState(int(last or 0), push, int(finished or 0),
+                                     _chunk_numbers(chunks or b"", int(end or -1)))
+                for msg_id, (last, push, finished, chunks, end) in zip(msg_ids, replies, strict=True)}
 
     def finish(self, app_id: int, msg_id: str, now: int) -> Command:
         """Note that every target has the message; the first note stays."""
@@ -176,7 +209,7 @@ class Messages:
 
     def forget(self, app_id: int, msg_id: str) -> Command:
         """Remove the hash, and with it the mark."""
-        return ("UNLINK", message_key(app_id, msg_id))
+        return _FORGET((message_key(app_id, msg_id),))
 
 
 def _chunk_words(chunks: Iterable[int]) -> tuple[str, int]:

@@ -6,8 +6,8 @@ was registered and that existed then. Any other push has a device set, to which 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +25,8 @@ from reportsvc.storage.redis import Redis
 MAX_PENDING: Final = 1000
 #: So many numbers are looked up at once while pending devices are searched.
 _PAGE: Final = 5000
+#: A push that so many devices lack may still be complete: they may all be deleted. With more, nobody looks.
+_FEW: Final = 10
 #: Delivery to these can be followed; the rest (Apple, web push) report no receipt to Pushy.
 _FOLLOWED: Final = frozenset({"android", UNKNOWN_PLATFORM})
 
@@ -47,9 +49,9 @@ class PushRecord:
     ends: Sequence[int] = ()
 
     def document(self) -> dict[str, Any]:
-        """The record as JSON values, without what is empty."""
+        """The record as JSON values, without what is empty; a payload may be empty on purpose."""
         return {name: value for name in self.__slots__ if name != "msg_id"
-                and (value := getattr(self, name)) not in (None, "", ())}
+                and ((value := getattr(self, name)) not in (None, "", ()) or name == "payload")}
 
     @classmethod
     def parse(cls, msg_id: str, text: bytes) -> PushRecord:
@@ -75,7 +77,7 @@ class PushRegistry:
     async def find(self, app_id: int, msg_id: str) -> tuple[PushRecord | None, MessageState]:
         """The push, and what else is known of the message."""
         state = await self._messages.state(app_id, msg_id)
-        return PushRecord.parse(msg_id, state.push) if state.push else None, state
+        return self._parse(msg_id, state) if state.push else None, state
 
     async def pending(self, app_id: int, push: PushRecord, state: MessageState, label: str) -> list[DeviceRow]:
         """Devices that are targets and have not received it, at most :data:`MAX_PENDING`, of the followed platforms.
@@ -101,22 +103,45 @@ class PushRegistry:
             added += len(np.setdiff1d(members, _numbers_below(chunk, push.ends), assume_unique=True))
         return added + (push.targets if push.ends else 0)
 
-    async def note_completion(self, app_id: int, msg_id: str, now: int) -> bool:
-        """Note the time if every target of the push has it now; tells whether that is so."""
-        push, state = await self.find(app_id, msg_id)
-        if push is None or not await self._is_complete(app_id, push, state):
-            return False
-        await self._redis.run([self._messages.finish(app_id, msg_id, now)])
-        return True
+    async def note_completions(self, app_id: int, deliveries: Mapping[str, int]) -> None:
+        """Note the time of those *deliveries* (message -> time) after which every target has the push.
 
-    async def _is_complete(self, app_id: int, push: PushRecord, state: MessageState) -> bool:
-        async for numbers in self._pending_numbers(app_id, push, state):
-            # Only devices that were deleted meanwhile may still be missing.
-            rows = await self._queries.devices(app_id, numbers[:_PAGE].tolist(), "completion")
-            if len(numbers) > _PAGE or any(number not in rows or not rows[number].is_deleted
-                                           for number in numbers.tolist()):
-                return False
-        return bool(push.targets)
+        The pushes are searched side by side, a chunk of each at a time, and most are dropped at their first.
+        """
+        states = await self._messages.states(app_id, list(deliveries))
+        searches = [_Search(self._parse(msg_id, state), self._chunks(self._parse(msg_id, state), state))
+                    for msg_id, state in states.items() if state.push]
+        candidates = []
+        while searches:
+            candidates += [search for search in searches if not search.chunks]
+            searches = [search for search in searches if search.chunks]
+            for search, pending in zip(searches, await self._next_pending(app_id, searches), strict=True):
+                search.missing += pending.tolist()
+            searches = [search for search in searches if len(search.missing) <= _FEW]
+        numbers = [number for search in candidates for number in search.missing]
+        rows = await self._queries.devices(app_id, numbers, "completion") if numbers else {}
+        complete = []
+        for search in candidates:
+            excused = await self._excused(app_id, search.push, [rows[one] for one in search.missing if one in rows])
+            if search.push.targets and excused.issuperset(search.missing):
+                complete.append(search.push.msg_id)
+        await self._redis.run([self._messages.finish(app_id, msg_id, deliveries[msg_id]) for msg_id in complete])
+
+    async def _next_pending(self, app_id: int, searches: Sequence[_Search]) -> list[Numbers]:
+        """Who is pending in the next chunk of each search."""
+        chunks = [search.chunks.pop(0) for search in searches]
+        replies = iter(await self._redis.run([
+            device_set(app_id, search.push.msg_id).read_command(chunk)
+            for search, chunk in zip(searches, chunks, strict=True) for device_set in (targets_of, received_by)]))
+        return [_pending(chunk, next(replies), next(replies), search.push.ends)
+                for search, chunk in zip(searches, chunks, strict=True)]
+
+    async def _excused(self, app_id: int, push: PushRecord, rows: Sequence[DeviceRow]) -> set[int]:
+        """Which of these devices are no targets: those deleted, and those that came back after a push to everyone."""
+        back = [row.number for row in rows if push.ends and row.registered_at > push.registered_at]
+        listed = await targets_of(app_id, push.msg_id).contains(self._redis, np.array(back, np.uint32))
+        unlisted = {number for number, is_listed in zip(back, listed.tolist(), strict=True) if not is_listed}
+        return unlisted | {row.number for row in rows if row.is_deleted}
 
     async def _pending_pages(self, app_id: int, push: PushRecord, state: MessageState,
                              label: str) -> AsyncIterator[list[DeviceRow]]:
@@ -126,18 +151,39 @@ class PushRegistry:
                 rows = await self._queries.devices(app_id, page, label)
                 if len(rows) < len(page):
                     raise StoreUnavailable("clickhouse", "some devices of this push are not stored yet")
-                yield [rows[number] for number in page if not rows[number].is_deleted]
+                excused = await self._excused(app_id, push, list(rows.values()))
+                yield [rows[number] for number in page if number not in excused]
 
     async def _pending_numbers(self, app_id: int, push: PushRecord, state: MessageState) -> AsyncIterator[Numbers]:
         """Targets that have not received the push, by chunk, ascending."""
-        targets, received = targets_of(app_id, push.msg_id), received_by(app_id, push.msg_id)
-        everyone = set(chunks_below(max(push.ends) * BUCKETS)) if push.ends else set()
-        for chunk in sorted(everyone | set(state.chunks)):
-            wanted, got = await self._redis.run([targets.read_command(chunk), received.read_command(chunk)])
-            members = np.union1d(decode_chunk(chunk, wanted), _numbers_below(chunk, push.ends))
-            pending = np.setdiff1d(members, decode_chunk(chunk, got), assume_unique=True)
+        search = _Search(push, self._chunks(push, state))
+        while search.chunks:
+            pending, = await self._next_pending(app_id, [search])
             if len(pending):
-                yield pending.astype(np.uint32)
+                yield pending
+
+    @staticmethod
+    def _parse(msg_id: str, state: MessageState) -> PushRecord:
+        return PushRecord.parse(msg_id, state.push or b"{}")
+
+    @staticmethod
+    def _chunks(push: PushRecord, state: MessageState) -> list[int]:
+        everyone = chunks_below(max(push.ends) * BUCKETS) if push.ends else ()
+        return sorted({*everyone, *state.chunks})
+
+
+@dataclass(slots=True)
+class _Search:
+    """A search for the devices that lack a push: the chunks still to look at, and those found missing so far."""
+
+    push: PushRecord
+    chunks: list[int]
+    missing: list[int] = field(default_factory=list)
+
+
+def _pending(chunk: int, targets: bytes, received: bytes, ends: Sequence[int]) -> Numbers:
+    members = np.union1d(decode_chunk(chunk, targets), _numbers_below(chunk, ends))
+    return np.setdiff1d(members, decode_chunk(chunk, received), assume_unique=True).astype(np.uint32)
 
 
 def _numbers_below(chunk: int, ends: Sequence[int]) -> Numbers:

@@ -15,6 +15,7 @@ from reportsvc.model import App, dies_at
 from reportsvc.registry.devices import Device, DeviceRegistry
 from reportsvc.registry.messages import received_by, targets_of
 from reportsvc.registry.pushes import PushRecord, PushRegistry
+from reportsvc.storage.device_set import contains
 from reportsvc.storage.queries import Queries
 from reportsvc.storage.redis import Redis
 
@@ -65,10 +66,10 @@ class StatusReport:
         if dies_at(state.last) <= self._clock():
             return [Status.NOT_OF_APP if device.deleted_at else Status.NOT_A_TARGET for device in devices]
         numbers = np.array([device.number for device in devices], np.uint32)
-        received = await received_by(app.id, msg_id).contains(self._redis, numbers)
-        targets = await targets_of(app.id, msg_id).contains(self._redis, numbers)
-        return [_status(device, bool(got), bool(meant), push)
-                for device, got, meant in zip(devices, received, targets, strict=True)]
+        received, targets = await contains(
+            [received_by(app.id, msg_id), targets_of(app.id, msg_id)], self._redis, numbers)
+        return [_status(device, got, meant, push)
+                for device, got, meant in zip(devices, received.tolist(), targets.tolist(), strict=True)]
 
     async def _on(self, app: App, msg_id: str, devices: Sequence[Device], day: date, label: str) -> list[Status]:
         end = instant(app.timezone, datetime.combine(day + timedelta(days=1), datetime.min.time()))

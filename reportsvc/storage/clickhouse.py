@@ -87,6 +87,8 @@ class ClickHouse:
 
     async def _in_thread(self, pool: ThreadPoolExecutor, run: Callable[[Client], T]) -> T:
         call = asyncio.get_running_loop().run_in_executor(pool, self._guarded, run)
+        # Where the caller has gone away, nobody else takes the outcome, and asyncio would complain of that.
+        call.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(call)
 
     def _guarded(self, run: Callable[[Client], T]) -> T:

@@ -8,7 +8,7 @@ retention sweep removes them together (see ARCHITECTURE.md, Retention).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -60,6 +60,22 @@ for from = 1, #members, 1000 do
     part[n + 1], part[n + 2], part[n + 3], part[n + 4] = 'SET', 'u1', members[i], 1
   end
   redis.call('BITFIELD', key, unpack(part))
+end
+return 1
+""")
+
+# A whole bitmap at once: member by member, a full chunk would take tens of milliseconds.
+_UNION = Script("""
+local key, bitmap = KEYS[1], ARGV[1]
+local kind = redis.call('TYPE', key).ok
+if kind == 'string' then
+  local old, out = redis.call('GET', key), {}
+  for i = 1, #bitmap do out[i] = string.char(bit.bor(string.byte(old, i), string.byte(bitmap, i))) end
+  redis.call('SET', key, table.concat(out))
+else
+  local members = kind == 'set' and redis.call('SMEMBERS', key) or {}
+  redis.call('SET', key, bitmap)
+  for _, member in ipairs(members) do redis.call('SETBIT', key, tonumber(member) + 32768, 1) end
 end
 return 1
 """)
@@ -146,6 +162,11 @@ class DeviceSet:
         """Add *numbers*, in any order."""
         return [self.add_chunk(chunk, offsets, limit) for chunk, offsets, _ in split(numbers)]
 
+    def union(self, chunks: Mapping[int, bytes], limit: int) -> list[Command]:
+        """Add whole chunks, each in a form that :func:`decode_chunk` reads."""
+        return [_UNION((self.chunk_key(chunk),), members) if len(members) == _BITMAP_BYTES
+                else self.add_chunk(chunk, members, limit) for chunk, members in chunks.items()]
+
     def remove(self, numbers: Numbers) -> list[Command]:
         """Remove *numbers*; those that are no members do not matter."""
         return [_REMOVE((self.chunk_key(chunk),), offsets) for chunk, offsets, _ in split(numbers)]
@@ -156,12 +177,7 @@ class DeviceSet:
 
     async def contains(self, redis: Redis, numbers: Numbers) -> npt.NDArray[np.bool_]:
         """Which of *numbers* are members, in their order."""
-        found = np.zeros(len(numbers), np.bool_)
-        parts = list(split(numbers))
-        replies = await redis.run([_CONTAINS((self.chunk_key(chunk),), offsets) for chunk, offsets, _ in parts])
-        for (_, _, positions), reply in zip(parts, replies, strict=True):
-            found[positions] = np.frombuffer(reply, np.bool_)
-        return found
+        return (await contains([self], redis, numbers))[0]
 
     async def read_chunk(self, redis: Redis, chunk: int) -> Numbers:
         """The members of one chunk, ascending."""
@@ -176,6 +192,20 @@ class DeviceSet:
         return sum(await redis.run([_SIZE((self.chunk_key(chunk),)) for chunk in chunks_below(end)]))
 
 
+async def contains(sets: Sequence[DeviceSet], redis: Redis, numbers: Numbers) -> list[npt.NDArray[np.bool_]]:
+    """Which of *numbers* are members of each of *sets*, in one round trip."""
+    parts = list(split(numbers))
+    replies = iter(await redis.run([
+        _CONTAINS((one.chunk_key(chunk),), offsets) for one in sets for chunk, offsets, _ in parts]))
+    answers = []
+    for _ in sets:
+        found = np.zeros(len(numbers), np.bool_)
+        for _, _, positions in parts:
+            found[positions] = np.frombuffer(next(replies), np.bool_)
+        answers.append(found)
+    return answers
+
+
 def decode_chunk(chunk: int, reply: bytes) -> Numbers:
     """The members of a chunk as :meth:`DeviceSet.read_command` returns them, ascending."""
     if len(reply) == _BITMAP_BYTES:
@@ -183,6 +213,25 @@ def decode_chunk(chunk: int, reply: bytes) -> Numbers:
     else:
         offsets = np.sort(np.frombuffer(reply, "<u2"))
     return offsets.astype(np.uint32) + np.uint32(chunk << CHUNK_BITS)
+
+
+def union_of(parts: Sequence[bytes]) -> bytes:
+    """The union of sets of one chunk, each in a form that :func:`decode_chunk` reads, in the shorter of the two."""
+    bitmap = np.zeros(_BITMAP_BYTES, np.uint8)
+    for part in parts:
+        if len(part) == _BITMAP_BYTES:
+            bitmap |= np.frombuffer(part, np.uint8)
+    members = np.unpackbits(bitmap)
+    members[np.frombuffer(b"".join(part for part in parts if len(part) != _BITMAP_BYTES), "<u2")] = 1
+    offsets = np.flatnonzero(members)
+    return np.packbits(members).tobytes() if len(offsets) > MAX_SMALL_CHUNK else offsets.astype("<u2").tobytes()
+
+
+def count_of(members: bytes) -> int:
+    """How many members a chunk has, in either form."""
+    if len(members) == _BITMAP_BYTES:
+        return int(np.bitwise_count(np.frombuffer(members, np.uint64)).sum())
+    return len(members) // 2
 
 
 def chunks_below(end: int) -> range:

@@ -32,11 +32,6 @@ from types import TracebackType
 from typing import Final, Protocol
 from urllib.parse import quote
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, RedisError
-
 from reportsvc.errors import BadConfig
 
 log = logging.getLogger(__name__)
@@ -63,6 +58,8 @@ TUNING: Final = {
     "maxmemory-policy": "noeviction",
     # A set of integers at 2 bytes each up to here, several times that beyond; see storage/device_set.py.
     "set-max-intset-entries": "4096",
+    # A device's profile has a token of a few hundred characters; a value over this costs its hash the compact form.
+    "hash-max-ziplist-value": "512",
 }
 SETTINGS: Final = {
     "port": "0",
@@ -116,16 +113,6 @@ def _read_pid(path: Path) -> int:
     """The pid in a lock file; 0 when nobody has written one."""
     text = path.read_text() if path.exists() else ""
     return int(text) if text.strip().isdigit() else 0
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _make_directory(directory: Path) -> None:
@@ -294,25 +281,12 @@ class EmbeddedRedis:
                 raise BadConfig(self._advice(f"ended with status {self._process.returncode}", log_start))
             if answer is _Answer.LOADING:
                 patience = time.monotonic() + START_TIMEOUT
-            elif self._process is None:
-                self._process = self._try_spawn()
+            elif self._process is None and (lock := _take_lock(self._server_lock, fcntl.LOCK_EX)) is not None:
+                self._process = self._spawn(lock)
             if time.monotonic() > patience:
                 raise BadConfig(self._advice(f"did not answer within {START_TIMEOUT:.0f} s", log_start))
             await asyncio.sleep(POLL_INTERVAL)
         self.pid = _read_pid(self._server_lock)
-
-    def _try_spawn(self) -> subprocess.Popen[bytes] | None:
-        """Start a server if none lives here."""
-        lock = _take_lock(self._server_lock, fcntl.LOCK_EX)
-        if lock is not None:
-            return self._spawn(lock)
-        if (pid := _read_pid(self._server_lock)) and not _is_alive(pid):
-            # A server that was killed while its child rewrote the append-only file: that child has the lock and
-            # would keep it for as long as it takes, for a result nobody waits for. While it lives, its group keeps
-            # the number of its leader from being used again, so this cannot hit anybody else.
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        return None
 
     def _spawn(self, lock: int) -> subprocess.Popen[bytes]:
         """Start a server that holds *lock* for as long as it lives.
@@ -350,7 +324,7 @@ class EmbeddedRedis:
                 await self._ensure_running()
                 await self._tune()
                 log.warning("redis-server is back (pid %d)", self.pid)
-            except (BadConfig, RedisError, OSError) as exc:
+            except (BadConfig, OSError) as exc:
                 log.error("%s", exc)
 
     async def _until_it_ends(self) -> None:
@@ -364,31 +338,43 @@ class EmbeddedRedis:
 
     async def _ask(self) -> _Answer:
         try:
-            async with self._client() as client:
-                await client.ping()
-        except BusyLoadingError:
-            return _Answer.LOADING
-        except (RedisError, OSError):
+            answer = await self._command("PING")
+        except OSError:
             return _Answer.NONE
-        return _Answer.UP
+        if answer.startswith("-LOADING"):
+            return _Answer.LOADING
+        return _Answer.UP if answer == "+PONG" else _Answer.NONE
 
     async def _tune(self) -> None:
-        async with self._client() as client:
-            for name, value in {**TUNING, "appendfsync": self._fsync}.items():
-                await client.config_set(name, value)
+        for name, value in {**TUNING, "appendfsync": self._fsync}.items():
+            try:
+                answer = await self._command(f"CONFIG SET {name} {value}")
+            except OSError as exc:
+                answer = repr(exc)
+            if answer != "+OK":
+                raise BadConfig(f"the redis-server in {self._directory} does not take {name} {value}: {answer}; set "
+                                "REPORTSVC_REDIS_URL to a Redis of your own")
 
-    def _client(self) -> Redis:
-        # No retries: every caller here either loops by itself or must not send its command twice.
-        return Redis(unix_socket_path=str(self._socket), socket_timeout=ANSWER_TIMEOUT,
-                     socket_connect_timeout=ANSWER_TIMEOUT, retry=Retry(NoBackoff(), 0))
+    async def _command(self, line: str) -> str:
+        """Send an inline command and return the first line of the answer; empty when the server hung up instead.
+
+        Not with redis-py: its ``aclose`` leaves the connection open when it is cancelled, as our supervisor will be.
+        """
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            reader, writer = await asyncio.open_unix_connection(self._socket)
+            try:
+                writer.write(line.encode() + b"\r\n")
+                return (await reader.readline()).decode().rstrip()
+            finally:
+                writer.close()
 
     async def _shut_down(self) -> None:
         """Ask, then insist; the server is gone when nobody holds its lock any more."""
         if self._is_gone():
             return
-        with suppress(RedisError, OSError):
-            async with self._client() as client:
-                await client.shutdown(nosave=True)
+        with suppress(OSError):
+            # NOSAVE is about snapshots; the append-only file is written out in any case.
+            await self._command("SHUTDOWN NOSAVE")
         if await self._wait_gone(STOP_TIMEOUT):
             return
         for number in (signal.SIGTERM, signal.SIGKILL):

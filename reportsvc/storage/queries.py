@@ -17,7 +17,8 @@ from reportsvc.storage.clickhouse import ClickHouse
 NAMED_PLATFORMS: Final = PLATFORMS[1:]
 #: The largest DateTime: "never seen" in a column that keeps the smallest value.
 NEVER: Final = 0xFFFF_FFFF
-TABLES: Final = ("delivery", "activity", "devices", "device_platforms", "device_users", "pushes")
+TABLES: Final = ("delivery", "activity", "devices", "device_platforms", "device_users", "device_profiles",
+                 "device_interests", "pushes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,10 @@ class Queries:
 
     def __init__(self, clickhouse: ClickHouse) -> None:
         self._clickhouse = clickhouse
+
+    async def ping(self) -> None:
+        """Return if ClickHouse answers."""
+        await self._clickhouse.query("SELECT 1", {}, label="readyz")
 
     async def totals(self, app_id: int, msg_ids: Sequence[str], selections: Sequence[Selection], now: int,
                      label: str) -> dict[str, tuple[int, ...]]:
@@ -156,7 +161,12 @@ class Queries:
         rows = await self._clickhouse.query(
             "SELECT app, msg_id FROM delivery WHERE (app, msg_id) NOT IN (SELECT app, msg_id FROM pushes FINAL "
             "WHERE expires_at > toDateTime({now:UInt32}, 'UTC')) GROUP BY app, msg_id "
-            f"HAVING NOT ({_ALIVE}) LIMIT {{limit:UInt32}}", {"now": now, "limit": limit}, label="sweep")
+            f"HAVING NOT ({_ALIVE}) LIMIT {{limit:UInt32}} "
+            # A push that reached nobody has no row above.
+            "UNION DISTINCT SELECT app, msg_id FROM pushes FINAL WHERE expires_at <= toDateTime({now:UInt32}, 'UTC') "
+            "AND addMonths(registered_at, 1) <= toDateTime({now:UInt32}, 'UTC') "
+            "AND (app, msg_id) NOT IN (SELECT app, msg_id FROM delivery) LIMIT {limit:UInt32}",
+            {"now": now, "limit": limit}, label="sweep")
         return [(row[0], row[1]) for row in rows]
 
     async def delete_messages(self, messages: Sequence[tuple[int, str]], silent_since: int) -> None:
@@ -177,14 +187,16 @@ class Queries:
             await self._clickhouse.command(f"DELETE FROM {table} WHERE app = {{app:UInt32}}", {"app": app_id},
                                            label="delete app")
 
-    async def stored_below(self, app_id: int, ends: Sequence[int], buckets: int) -> list[int]:
-        """How many devices of each bucket are stored with a local number below that bucket's end in *ends*."""
+    async def stored_below(self, app_id: int, ends: Sequence[int], buckets: int) -> list[BucketCount]:
+        """What is stored of each bucket: the devices with a local number below its end in *ends*, and all deletions."""
         rows = await self._clickhouse.query(
-            "SELECT number % {buckets:UInt32} AS bucket, uniqExact(number) FROM devices WHERE app = {app:UInt32} "
-            "AND intDiv(number, {buckets:UInt32}) < {ends:Array(UInt32)}[number % {buckets:UInt32} + 1] "
-            "GROUP BY bucket", {"app": app_id, "ends": list(ends), "buckets": buckets}, label="broadcast")
-        counts: dict[int, int] = {row[0]: row[1] for row in rows}
-        return [counts.get(bucket, 0) for bucket in range(buckets)]
+            "SELECT bucket, countIf(is_below), countIf(is_deleted) FROM (SELECT number % {buckets:UInt32} AS bucket, "
+            "intDiv(number, {buckets:UInt32}) < {ends:Array(UInt32)}[bucket + 1] AS is_below, "
+            "toUnixTimestamp(max(deleted_at)) > 0 AND max(registered_at) <= max(deleted_at) AS is_deleted "
+            "FROM devices WHERE app = {app:UInt32} GROUP BY number) GROUP BY bucket",
+            {"app": app_id, "ends": list(ends), "buckets": buckets}, label="broadcast")
+        counts = {row[0]: BucketCount(row[1], row[2]) for row in rows}
+        return [counts.get(bucket, BucketCount(0, 0)) for bucket in range(buckets)]
 
     async def expand_broadcast(self, app_id: int, broadcast: Broadcast) -> None:
         """Make every device that existed when the push was registered a target of it."""
@@ -194,7 +206,8 @@ class Queries:
             "toDateTime({hour:UInt32}, 'UTC'), groupBitmapState(number), toDateTime({at:UInt32}, 'UTC') FROM ("
             "SELECT number FROM devices WHERE app = {app:UInt32} "
             "AND intDiv(number, {buckets:UInt32}) < {ends:Array(UInt32)}[number % {buckets:UInt32} + 1] "
-            "GROUP BY number HAVING toUnixTimestamp(max(deleted_at)) = 0 OR toUnixTimestamp(max(deleted_at)) > {at:UInt32} "
+            "GROUP BY number "
+            "HAVING toUnixTimestamp(max(deleted_at)) = 0 OR toUnixTimestamp(max(deleted_at)) > {at:UInt32} "
             "OR max(registered_at) > max(deleted_at) AND toUnixTimestamp(max(registered_at)) <= {at:UInt32}) "
             "HAVING count() > 0",
             {"app": app_id, "msg_id": broadcast.msg_id, "kind": broadcast.kind, "channel": broadcast.channel,
@@ -217,6 +230,14 @@ class DeviceRow:
     def is_deleted(self) -> bool:
         """Whether it is no device of the app any more."""
         return self.deleted_at > 0 and self.registered_at <= self.deleted_at
+
+
+@dataclass(frozen=True, slots=True)
+class BucketCount:
+    """How much of one bucket of an app's devices is stored."""
+
+    devices: int
+    deleted: int
 
 
 @dataclass(frozen=True, slots=True)

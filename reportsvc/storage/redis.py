@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
 
+from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as RedisClient
 from redis.asyncio import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import (AskError, ClusterDownError, NoPermissionError, NoScriptError, OutOfMemoryError,
+                              ReadOnlyError, RedisClusterException, RedisError)
 from redis.exceptions import ResponseError as ResponseError
+from redis.exceptions import TryAgainError
 
 from reportsvc.errors import StoreUnavailable
 
@@ -26,21 +30,33 @@ Command = Sequence[Any]
 
 #: Long enough for a report over a thousand devices on a busy server, short enough for a caller to try elsewhere.
 COMMAND_TIMEOUT_SECONDS: Final = 5.0
+#: Each aggregator's read occupies one of them, and there may be 64; a burst of callers waits for a free one instead of
+#: being refused.
+MAX_CONNECTIONS: Final = 128
 #: How long the aggregator's read waits for new entries before it looks at its other duties.
-BLOCK_MILLISECONDS: Final = 500
+BLOCK_MILLISECONDS: Final = 100
 
-#: Replies that say "not now" rather than "you are wrong".
-_PASSING_ERRORS: Final = ("OOM", "LOADING", "BUSY", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "MASTERDOWN",
-                          "NOREPLICAS", "MOVED", "ASK", "NOAUTH", "WRONGPASS", "ERR max number of clients")
+#: Replies that say "not now" rather than "you are wrong". The driver cuts the word off where it has a class for it;
+#: Redis 6 puts the reply to a script's command behind a text of its own.
+_PASSING_CLASSES: Final = (OutOfMemoryError, ReadOnlyError, NoPermissionError, ClusterDownError, TryAgainError,
+                           AskError)
+_PASSING_WORDS: Final = re.compile(
+    "(?:^|: -)(?:OOM|LOADING|BUSY|MISCONF|CLUSTERDOWN|TRYAGAIN|READONLY|MASTERDOWN|NOREPLICAS|NOPERM|MOVED|ASK) ")
 
 # ---------------------------------------------------------------------------------------------------------------- keys
 # The part in braces is what Redis Cluster hashes. Keys of one message and one range of devices share it, and so do a
-# journal stream and its ledger, because each of those pairs changes in one transaction.
+# journal stream and its ledger, and the profile and the interests of a device, because each of those pairs changes in
+# one transaction.
 
 
 def apps_key() -> str:
     """Hash of every app: id -> JSON; the field ``v`` counts the changes."""
     return "apps"
+
+
+def uses_key() -> str:
+    """Hash of the last use of each key of every app: what is stored of the key -> unix seconds."""
+    return "uses"
 
 
 def devices_key(app_id: int, bucket: int) -> str:
@@ -56,6 +72,51 @@ def message_key(app_id: int, msg_id: str) -> str:
 def message_set_key(app_id: int, msg_id: str, name: str) -> tuple[str, str]:
     """Start and end of the chunk keys of a message's device set; *name* is ``t`` (targets) or ``r`` (received)."""
     return f"{name}{{{app_id}:{msg_id}:", "}"
+
+
+def profile_key(app_id: int, device_id: str) -> str:
+    """Hash of what a device registered of itself: gateway, token, metadata, user."""
+    return f"b{{{app_id}:{device_id}}}"
+
+
+def interests_key(app_id: int, device_id: str) -> str:
+    """Sorted set, all of one score, of the interests of a device; changes in one script with the device's profile."""
+    return f"s{{{app_id}:{device_id}}}"
+
+
+def subscribers_key(app_id: int, interest: str) -> tuple[str, str]:
+    """Start and end of the chunk keys of the device set of an interest."""
+    return f"i{{{app_id}:{interest}:", "}"
+
+
+def tokens_key(app_id: int, gateway: str, bucket: int) -> str:
+    """Hash of one bucket of a gateway's tokens: digest of the token -> device id."""
+    return f"k{{{app_id}:{gateway}:{bucket}}}"
+
+
+def signed_in_key(app_id: int, user_id: str) -> str:
+    """Hash of the devices on which a user signed in: device id -> number."""
+    return f"u{{{app_id}:{user_id}}}"
+
+
+def named_key(app_id: int, user_id: str) -> str:
+    """Hash of the devices that a sender named a user for: device id -> number."""
+    return f"n{{{app_id}:{user_id}}}"
+
+
+def app_keys_pattern(app_id: int) -> str:
+    """What every key above of one app matches, and no other key."""
+    return f"?{{{app_id}:*"
+
+
+def epoch_key(app_id: int) -> str:
+    """Counter that grows with every batch of an app that became visible."""
+    return f"e{{{app_id}}}"
+
+
+def quota_key(app_id: int, scope: str) -> str:
+    """Counter of the calls an app made in this minute; *scope* is a part of the API."""
+    return f"q{{{app_id}:{scope}}}"
 
 
 def journal_key(partition: int) -> str:
@@ -122,8 +183,9 @@ class Redis:
         if self.is_cluster:
             return RedisCluster.from_url(self.url.replace("+cluster", ""), socket_timeout=timeout,
                                          socket_connect_timeout=COMMAND_TIMEOUT_SECONDS)
-        return RedisClient.from_url(self.url, socket_timeout=timeout, socket_connect_timeout=COMMAND_TIMEOUT_SECONDS,
-                                    retry=retry)
+        return RedisClient.from_pool(BlockingConnectionPool.from_url(
+            self.url, max_connections=MAX_CONNECTIONS, timeout=COMMAND_TIMEOUT_SECONDS, socket_timeout=timeout,
+            socket_connect_timeout=COMMAND_TIMEOUT_SECONDS, retry=retry))
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -165,7 +227,7 @@ class Redis:
             return cast("list[Any]", await pipeline.execute(raise_on_error=False))
         except NoScriptError as error:
             return [error]
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             raise _translate(error) from error
 
     async def setting(self, name: str, default: int) -> int:
@@ -182,18 +244,22 @@ class Redis:
         async def collect() -> list[bytes]:
             try:
                 return [key async for key in self._client.scan_iter(match=pattern, count=1000)]
-            except (RedisError, OSError, TimeoutError) as error:
+            except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
                 raise _translate(error) from error
         return await _finish(collect())
 
 
 async def _finish(call: Awaitable[T]) -> T:
     """Let *call* read its replies even if its caller goes away, so that no later caller is given them."""
-    return await asyncio.shield(asyncio.ensure_future(call))
+    task = asyncio.ensure_future(call)
+    # Where the caller has gone away, nobody else takes the outcome, and asyncio would complain of that.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(task)
 
 
 def _translate(error: Exception) -> Exception:
     """Only a reply that says "you are wrong" is a bug of ours; all else is the store being away."""
-    if isinstance(error, ResponseError) and not str(error).startswith(_PASSING_ERRORS):
+    if (isinstance(error, ResponseError) and not isinstance(error, _PASSING_CLASSES)
+            and not _PASSING_WORDS.search(str(error))):
         return error
     return StoreUnavailable("redis", str(error) or type(error).__name__)

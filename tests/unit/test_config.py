@@ -22,6 +22,10 @@ EVERY_VARIABLE = {
     "REPORTSVC_LINGER_MS": ("0", 0),
     "REPORTSVC_DEVICE_CACHE": ("1000", 1000),
     "REPORTSVC_SWEEP_INTERVAL": ("60", 60),
+    "REPORTSVC_RATE_LIMIT": ("0", 0),
+    "REPORTSVC_RATE_LIMIT_NATIVE": ("60000", 60_000),
+    "REPORTSVC_RATE_LIMIT_PUSHY": ("600", 600),
+    "REPORTSVC_KEEPALIVE": ("75", 75),
     "REPORTSVC_ACCESS_LOG": ("1", True),
     "REPORTSVC_LOG_LEVEL": ("debug", "debug"),
 }
@@ -34,7 +38,8 @@ def test_empty_environment_gives_the_documented_defaults(monkeypatch: pytest.Mon
     assert dataclasses.asdict(Config.from_env({"PATH": "/bin"})) == {
         "host": "127.0.0.1", "port": 8080, "data_dir": tmp_path.resolve() / ".data", "clickhouse_url": "",
         "redis_url": "", "fsync": "everysec", "partitions": 1, "journal_max_bytes": 1 << 30, "linger_ms": 100,
-        "device_cache": 2_000_000, "sweep_interval": 3600, "access_log": False, "log_level": "info",
+        "device_cache": 2_000_000, "sweep_interval": 3600, "rate_limit": 2400, "rate_limit_native": 0,
+        "rate_limit_pushy": 0, "keepalive": 25, "access_log": False, "log_level": "info",
     }
 
 
@@ -80,6 +85,10 @@ def test_empty_variable_keeps_the_default() -> None:
     ("REPORTSVC_LINGER_MS", "0.1"),
     ("REPORTSVC_DEVICE_CACHE", "٣٠٠٠"),
     ("REPORTSVC_SWEEP_INTERVAL", "0"),
+    ("REPORTSVC_RATE_LIMIT", "none"),
+    ("REPORTSVC_RATE_LIMIT_NATIVE", "-1"),
+    ("REPORTSVC_RATE_LIMIT_PUSHY", "1000000001"),
+    ("REPORTSVC_KEEPALIVE", "0"),
     ("REPORTSVC_ACCESS_LOG", "yes"),
     ("REPORTSVC_LOG_LEVEL", "verbose"),
 ])

@@ -1,0 +1,62 @@
+"""Answers that are kept for as long as they are true.
+
+Dashboards ask the same question many times between two changes. The aggregator counts up an app's *epoch* whenever a
+batch is in both stores, before the batch counts as applied; an answer is kept with the epoch read before it was made,
+and serves as long as the epoch stands. Nothing stale is ever served: a caller who was told that his event is applied
+sees it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from typing import Final
+
+from reportsvc.errors import StoreUnavailable
+from reportsvc.reports.coalesce import Coalescer
+from reportsvc.storage.redis import Redis, epoch_key
+
+#: Answers kept, some ten kilobytes each.
+_CAPACITY: Final = 2000
+#: A message dies, and a store goes away, without a change of epoch; so much later it may be noticed. Long enough for a
+#: fleet of dashboards to share one query.
+_LONGEST_SECONDS: Final = 0.2
+
+
+class FreshAnswers:
+    """Rendered answers of reports, by app and question."""
+
+    def __init__(self, redis: Redis, clock: Callable[[], float] = time.time) -> None:
+        self._redis = redis
+        self._clock = clock
+        self._epochs: Coalescer[int, int] = Coalescer(self._read_epochs)
+        self._answers: OrderedDict[Hashable, tuple[int, float, bytes]] = OrderedDict()
+
+    async def get(self, app_id: int, question: Hashable, answer: Callable[[], Awaitable[bytes]]) -> bytes:
+        """The answer to *question*, from ``answer()`` unless the last one is still true."""
+        epoch = await self._epoch(app_id)
+        if epoch is None:
+            return await answer()
+        key = app_id, question
+        kept = self._answers.get(key)
+        if kept is not None and kept[0] == epoch and abs(self._clock() - kept[1]) < _LONGEST_SECONDS:
+            self._answers.move_to_end(key)
+            return kept[2]
+        made_at, text = self._clock(), await answer()
+        self._answers[key] = epoch, made_at, text
+        self._answers.move_to_end(key)
+        while len(self._answers) > _CAPACITY:
+            self._answers.popitem(last=False)
+        return text
+
+    async def _epoch(self, app_id: int) -> int | None:
+        """The app's epoch; None while Redis is away, which must not keep counters from being answered."""
+        try:
+            return (await self._epochs.get([app_id]))[app_id]
+        except StoreUnavailable:
+            return None
+
+    async def _read_epochs(self, app_ids: list[int]) -> Mapping[int, int]:
+        replies = await self._redis.run([("GET", epoch_key(app_id)) for app_id in app_ids])
+        return {app_id: int(reply or 0) for app_id, reply in zip(app_ids, replies, strict=True)}

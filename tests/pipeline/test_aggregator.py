@@ -1,0 +1,403 @@
+"""The aggregator: killed or failed anywhere, taken over, or twice on one partition, it counts everything once."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from reportsvc.errors import StoreUnavailable
+from reportsvc.pipeline import aggregator as aggregator_module
+from reportsvc.pipeline import ledger
+from reportsvc.pipeline.aggregator import GROUP, Aggregator
+from reportsvc.pipeline.apply import Applier
+from reportsvc.storage.clickhouse import ClickHouse
+from reportsvc.storage.device_set import MAX_SMALL_CHUNK
+from reportsvc.storage.redis import Redis, journal_key
+from tests.faults.oracle import Oracle, in_batches, send_all, send_while, stream
+from tests.support.service import Account, Clock, Running, eventually
+
+
+class Fuse:
+    """Fails a call of a store, before it runs or when it has run, so that its caller cannot know."""
+
+    def __init__(self) -> None:
+        self._left = -1
+        self._step = 0
+        self._error: type[BaseException] = AssertionError
+        self._later: int | None = None
+        self.blown = 0
+
+    def set(self, step: int, error: type[BaseException], *, later: int | None = None) -> None:
+        """Blow with *error* at the *step*-th step from now on; again and again, by *later* steps later each time."""
+        self._left, self._step, self._error, self._later, self.blown = step, step, error, later, 0
+
+    def unset(self) -> None:
+        """Hold for ever."""
+        self._left = -1
+
+    def burn(self) -> None:
+        """One step."""
+        self._left -= 1
+        if self._left == -1:
+            self.blown += 1
+            if self._later is not None:
+                self._left = self._step = self._step + self._later
+            raise self._error("the test wants it")
+
+
+class FusedRedis(Redis):
+    """Redis with a fuse in its line."""
+
+    def __init__(self, url: str, fuse: Fuse) -> None:
+        super().__init__(url)
+        self._fuse = fuse
+
+    async def run(self, commands: Sequence[Any]) -> list[Any]:
+        """As always, unless the fuse blows."""
+        self._fuse.burn()
+        replies = await super().run(commands)
+        self._fuse.burn()
+        return replies
+
+
+class FusedClickHouse(ClickHouse):
+    """ClickHouse with a fuse in its line."""
+
+    def __init__(self, like: ClickHouse, fuse: Fuse) -> None:
+        super().__init__(like._url, like._directory, like.database)
+        self._fuse = fuse
+
+    async def query(self, sql: str, parameters: Mapping[str, Any], *, label: str) -> Sequence[Sequence[Any]]:
+        """As always, unless the fuse blows."""
+        self._fuse.burn()
+        rows = await super().query(sql, parameters, label=label)
+        self._fuse.burn()
+        return rows
+
+    async def command(self, sql: str, parameters: Mapping[str, Any] | None = None, *, label: str = "") -> Any:
+        """As always, unless the fuse blows."""
+        self._fuse.burn()
+        result = await super().command(sql, parameters, label=label)
+        self._fuse.burn()
+        return result
+
+    async def insert(self, table: str, columns: Sequence[str], rows: bytes) -> None:
+        """As always, unless the fuse blows."""
+        self._fuse.burn()
+        await super().insert(table, columns, rows)
+        self._fuse.burn()
+
+
+@dataclass
+class Bench:
+    """A service whose own aggregator is dead, and what is needed for another one."""
+
+    running: Running
+    fuse: Fuse
+    redis: FusedRedis
+    clickhouse: FusedClickHouse
+
+    @asynccontextmanager
+    async def aggregating(self, consumer: str) -> AsyncIterator[Aggregator]:
+        """An aggregator with nothing in its memory, as a process has one that was just started."""
+        applier = Applier(self.redis, self.clickhouse, self.running.service.apps, 10_000, MAX_SMALL_CHUNK)
+        aggregator = Aggregator(self.redis, applier, 0, 0.0, consumer)
+        await aggregator.start()
+        try:
+            yield aggregator
+        finally:
+            await aggregator.stop()
+
+    async def is_balanced(self) -> bool:
+        """Whether everything accepted is applied; nothing here may die."""
+        counts = await ledger.read(self.running.service.redis, 1)
+        assert counts["dead"] == 0
+        return counts["accepted"] == counts["applied"]
+
+
+@pytest.fixture
+async def bench(running_service: Running, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    """Aggregators here take entries over at once, and waste no time."""
+    monkeypatch.setattr(aggregator_module, "_TAKEOVER_MILLISECONDS", 0)
+    monkeypatch.setattr(aggregator_module, "_TAKEOVER_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(aggregator_module, "_RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr(aggregator_module, "BLOCK_MILLISECONDS", 10)
+    service = running_service.service
+    for aggregator in service.aggregators:
+        aggregator.kill()
+        await aggregator.stop()
+    # Killed at its first step, it may or may not have made the group.
+    await service.redis.run([("DEL", journal_key(0)), ("XGROUP", "CREATE", journal_key(0), GROUP, "0", "MKSTREAM")])
+    fuse = Fuse()
+    redis, clickhouse = FusedRedis(service.config.redis_url, fuse), FusedClickHouse(service.clickhouse, fuse)
+    yield Bench(running_service, fuse, redis, clickhouse)
+    await clickhouse.close()
+    await redis.close()
+
+
+# ------------------------------------------------------------------------------------------------ a bit of everything
+@dataclass
+class Story:
+    """Something of every kind of record, and what every report must say of it.
+
+    clock   :00 devices   :10 a3 deleted   :20 pushes   :30 a3 returns, events
+    "all"                                  a1 a2 i1 are its targets: a3 is away, the others are not numbered yet
+    """
+
+    running: Running
+    clock: Clock
+    account: Account
+    today: str = ""
+
+    async def call(self, method: str, path: str, **options: Any) -> Any:
+        """The body of an answer."""
+        return (await self.running.call(method, path, self.account, **options)).json
+
+    async def tell(self) -> None:
+        """Tell it; nothing of it is applied yet."""
+        now = datetime.fromtimestamp(self.clock(), UTC)
+        noon = now.replace(hour=12, minute=0, second=0) + timedelta(days=1)
+        self.clock.ahead += (noon - now).total_seconds()
+        self.today = noon.strftime("%Y-%m-%d")
+        assert await self.call("POST", "/v1/devices", json=[
+            {"device_id": "a1", "platform": "android", "user_id": "alice"}, {"device_id": "a2", "platform": "android"},
+            {"device_id": "a3", "platform": "android"}, {"device_id": "i1", "platform": "ios"},
+        ]) == {"accepted": 4, "rejected": 0, "errors": []}
+        self.clock.ahead += 10
+        assert await self.call("DELETE", "/v1/devices/a3") == {"device_id": "a3", "deleted": True}
+        self.clock.ahead += 10
+        for msg_id, audience, targets in (
+                ("all", "all", 3), ("some", {"device_ids": ["a1", "a2", "new"]}, 3),
+                ("done", {"device_ids": ["a2"]}, 1)):
+            assert await self.call("POST", "/v1/pushes", json={
+                "msg_id": msg_id, "audience": audience, "payload": {"n": 1}}) == {"msg_id": msg_id, "targets": targets}
+        self.clock.ahead += 10
+        await self.call("POST", "/v1/devices", json={"device_id": "a3", "platform": "android"})
+        events = [
+            {"msg_id": "all", "stage": "received", "device_id": "a1", "platform": "android"},
+            {"msg_id": "all", "stage": "received", "device_id": "a1", "platform": "android"},
+            {"msg_id": "all", "stage": "received", "device_id": "i1", "platform": "ios"},
+            {"msg_id": "some", "stage": "received", "device_id": "a1"},
+            {"msg_id": "some", "stage": "click", "device_id": "a1", "platform": "android", "user_id": "alice"},
+            {"msg_id": "done", "stage": "received", "device_id": "a2"},
+            {"msg_id": "done", "stage": "received", "device_id": "stranger"},
+            {"stage": "active", "device_id": "i1"},
+        ]
+        for event in events:
+            assert await self.call("POST", "/v1/events", json=event) == {"accepted": 1, "rejected": 0, "errors": []}
+
+    async def check(self) -> None:
+        """Every report says what it must."""
+        nothing = dict.fromkeys(("android_received", "ios_apns_sent", "ios_apns_received", "ios_msg_received",
+                                 "wp_mpns_sent"))
+        assert await self.call("GET", "/v3/received?msg_ids=all,some,done") == [
+            {"msg_id": "all"} | nothing | {"android_received": 1, "ios_apns_received": 1},
+            {"msg_id": "some"} | nothing | {"android_received": 1},
+            {"msg_id": "done"} | nothing | {"android_received": 1}]
+        android = dict.fromkeys(("target", "online_push", "received", "click", "msg_click"))
+        ios = dict.fromkeys(("apns_target", "apns_sent", "apns_received", "click", "target", "received"))
+        winphone = dict.fromkeys(("mpns_target", "mpns_sent", "click"))
+        assert await self.call("GET", "/v3/messages?msg_ids=all,some,done") == [
+            {"msg_id": "all", "android": android | {"target": 2, "received": 1},
+             "ios": ios | {"apns_target": 1, "apns_received": 1}, "winphone": winphone},
+            {"msg_id": "some", "android": android | {"target": 2, "received": 1, "click": 1}, "ios": ios,
+             "winphone": winphone},
+            {"msg_id": "done", "android": android | {"target": 1, "received": 1}, "ios": ios, "winphone": winphone}]
+        for msg_id, statuses in (("all", [0, 1, 3, 0, 3, 3, 2]), ("some", [0, 1, 3, 3, 1, 3, 2]),
+                                 ("done", [3, 0, 3, 3, 3, 0, 2])):
+            devices = ["a1", "a2", "a3", "i1", "new", "stranger", "nobody"]
+            assert await self.call("POST", "/v3/status/message", json={
+                "msg_id": msg_id, "registration_ids": devices}) == {
+                    device: {"status": status} for device, status in zip(devices, statuses, strict=True)}
+        for msg_id, pending in (("all", ["a2"]), ("some", ["a2", "new"]), ("done", [])):
+            answer = await self.call("GET", f"/pushes/{msg_id}?api_key={self.account.pushy_api_key}")
+            assert sorted(answer["push"]["pending_devices"]) == pending
+        assert await self.call("GET", f"/v3/users?time_unit=DAY&start={self.today}&duration=1") == {
+            "time_unit": "DAY", "start": self.today, "duration": 1, "items": [{
+                "time": self.today, "android": {"new": 3, "online": 3, "active": 1},
+                "ios": {"new": 1, "online": 1, "active": 1}, "unknown": {"new": 1, "online": 1}}]}
+        # Two days after its only target had it, "done" is over: the moment of that was noted.
+        self.clock.ahead += 2 * 86400
+        assert await self.call("GET", f"/pushes/done?api_key={self.account.pushy_api_key}") == {
+            "code": "INVALID_PUSH_ID", "error": "The push notification ID provided is invalid."}
+
+
+async def test_story_without_a_fault(running_service: Running, account: Account, clock: Clock) -> None:
+    """What the tests below expect after a fault is what comes without one."""
+    story = Story(running_service, clock, account)
+    await story.tell()
+    await running_service.applied()
+    await story.check()
+
+
+async def test_kill_after_any_step_changes_nothing(bench: Bench, clock: Clock) -> None:
+    """Wherever an aggregator dies, another one does the rest: the answers are the same, and the ledger balances."""
+    async def is_over() -> bool:
+        return bench.fuse.blown > 0 or await bench.is_balanced()
+
+    for call in itertools.count(1):
+        story = Story(bench.running, clock, await bench.running.make_account(f"app {call}"))
+        await story.tell()
+        # A call has two steps. Dying before one is dying after the one before it, so every other step will do.
+        bench.fuse.set(2 * call - 1, asyncio.CancelledError)
+        async with bench.aggregating("first"):
+            await eventually(is_over)
+        is_complete = not bench.fuse.blown
+        bench.fuse.unset()
+        # Every other time the new process has the name of the dead one; else it has to take over.
+        async with bench.aggregating("first" if call % 2 else "second"):
+            await eventually(bench.is_balanced)
+        await story.check()
+        if is_complete:
+            break
+    assert call > 20, "the story is too short to test anything"
+
+
+async def test_failure_of_any_call_changes_nothing(bench: Bench, clock: Clock, account: Account) -> None:
+    """One aggregator goes on after every call that fails, whether it had run or not, until all is counted once."""
+    story = Story(bench.running, clock, account)
+    await story.tell()
+    bench.fuse.set(0, StoreUnavailable, later=1)
+    async with bench.aggregating("only"):
+        await eventually(bench.is_balanced, seconds=30)
+    assert bench.fuse.blown > 40, "the story is too short to test anything"
+    await story.check()
+
+
+# ------------------------------------------------------------------------------------------------------- many of them
+async def pending(redis: Redis) -> dict[str, int]:
+    """How many entries each consumer has read and not finished."""
+    _, _, _, consumers = (await redis.call("XPENDING", journal_key(0), GROUP)).values()
+    return {consumer["name"].decode(): int(consumer["pending"]) for consumer in consumers or []}
+
+
+async def test_kills_during_a_stream_change_nothing(bench: Bench, account: Account) -> None:
+    """While events keep coming, aggregators die one after another at any moment; every event is counted once."""
+    rng, oracle, kills = random.Random(17), Oracle(), 0
+    call = partial(bench.running.call, account=account)
+    sending = asyncio.create_task(send_while(lambda: kills < 20, call, oracle, 17))
+    while kills < 20:
+        async with bench.aggregating(f"consumer {kills % 3}") as aggregator:
+            await asyncio.sleep(rng.random() / 10)
+            aggregator.kill()
+            kills += 1
+    assert await sending == []
+    async with bench.aggregating("the last"):
+        await eventually(bench.is_balanced)
+
+    await oracle.check(call)
+
+
+async def test_two_on_one_partition_count_once(bench: Bench, account: Account) -> None:
+    """Two aggregators of one partition that even take each other's unfinished entries change no number."""
+    oracle, events = Oracle(), stream(23, 2_000)
+    oracle.tell(events)
+    call = partial(bench.running.call, account=account)
+    async with bench.aggregating("one"), bench.aggregating("other"):
+        await send_all(call, in_batches(events, 23, largest=20))
+        await eventually(bench.is_balanced)
+        consumers = await bench.running.service.redis.call("XINFO", "CONSUMERS", journal_key(0), GROUP)
+
+    assert sorted(consumer[b"name"].decode() for consumer in consumers) == ["one", "other"]
+    await oracle.check(call)
+
+
+# dead    reads three entries and is never heard of again
+# living  |-- the entries are young: left alone --|-- they are old: taken over --|
+async def test_entries_of_a_dead_consumer_are_taken_over(bench: Bench, account: Account,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a dead consumer has read is left to it for a while, then applied by another; new events never wait."""
+    redis, oracle = bench.running.service.redis, Oracle()
+    call = partial(bench.running.call, account=account)
+    old, new = stream(1, 30), stream(2, 30)
+    for batch in (old[:10], old[10:20], old[20:]):
+        await send_all(call, [batch])
+    await redis.call("XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 10, "STREAMS", journal_key(0), ">")
+
+    monkeypatch.setattr(aggregator_module, "_TAKEOVER_MILLISECONDS", 3_600_000)
+    async with bench.aggregating("living"):
+        await send_all(call, [new])
+        oracle.tell(new)
+
+        async def is_new_applied() -> bool:
+            return (await ledger.read(redis, 1))["applied"] == len(new)
+        await eventually(is_new_applied)
+        await oracle.check(call)
+        assert await pending(redis) == {"dead": 3}
+
+        monkeypatch.setattr(aggregator_module, "_TAKEOVER_MILLISECONDS", 0)
+        await eventually(bench.is_balanced)
+        oracle.tell(old)
+        await oracle.check(call)
+        assert (await pending(redis), await redis.call("XLEN", journal_key(0))) == ({}, 0)
+
+
+async def test_consumer_finds_its_own_entries_again(bench: Bench, account: Account,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer of the same name goes on with what it had read, without waiting for a takeover."""
+    monkeypatch.setattr(aggregator_module, "_TAKEOVER_MILLISECONDS", 3_600_000)
+    redis, oracle, events = bench.running.service.redis, Oracle(), stream(3, 300)
+    oracle.tell(events)
+    call, batches = partial(bench.running.call, account=account), in_batches(events, 3)
+    await send_all(call, batches, senders=1)
+    await redis.call("XREADGROUP", "GROUP", GROUP, "me", "COUNT", 1000, "STREAMS", journal_key(0), ">")
+    assert await pending(redis) == {"me": len(batches)}
+
+    async with bench.aggregating("me"):
+        await eventually(bench.is_balanced)
+    await oracle.check(call)
+
+
+async def test_lost_group_is_made_again(bench: Bench, account: Account) -> None:
+    """A group that is gone with all its marks is made again, and what it had not finished is read once more."""
+    redis, oracle, events = bench.running.service.redis, Oracle(), stream(4, 400)
+    oracle.tell(events)
+    call = partial(bench.running.call, account=account)
+    await send_all(call, in_batches(events[:200], 4))
+    await redis.call("XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 1000, "STREAMS", journal_key(0), ">")
+    async with bench.aggregating("living"):
+        await redis.call("XGROUP", "DESTROY", journal_key(0), GROUP)
+        await send_all(call, in_batches(events[200:], 5))
+        await eventually(bench.is_balanced)
+    await oracle.check(call)
+
+
+async def test_stop_applies_what_the_journal_holds(bench: Bench, account: Account) -> None:
+    """An aggregator that is asked to stop applies everything that was accepted before it ends."""
+    oracle, events = Oracle(), stream(6, 1_000)
+    oracle.tell(events)
+    call = partial(bench.running.call, account=account)
+    await send_all(call, in_batches(events, 6))
+    assert not await bench.is_balanced()
+    async with bench.aggregating("only"):
+        pass
+
+    assert await bench.is_balanced()
+    await oracle.check(call)
+
+
+async def test_stop_does_not_wait_for_a_store(bench: Bench, account: Account) -> None:
+    """An aggregator that waits for a store ends when it is asked to; the journal keeps what is left for the next."""
+    oracle, events = Oracle(), stream(7, 100)
+    oracle.tell(events)
+    call = partial(bench.running.call, account=account)
+    await send_all(call, [events])
+    bench.fuse.set(0, StoreUnavailable, later=0)
+    async with bench.aggregating("only") as aggregator:
+        async with asyncio.timeout(5):
+            await aggregator.stop(timeout=60)
+    assert not await bench.is_balanced()
+
+    bench.fuse.unset()
+    async with bench.aggregating("only"):
+        await eventually(bench.is_balanced)
+    await oracle.check(call)

@@ -1,0 +1,185 @@
+"""The two fast paths of event parsing, and that neither ever gives another verdict than the slow one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from reportsvc.api import events
+from reportsvc.api.common import FloatId, parse_id
+from reportsvc.api.events import (MAX_AGE_SECONDS, MAX_AHEAD_SECONDS, MAX_ERRORS, Lines, Rejected, clamp_time,
+                                  parse_event, parse_events, split_lines)
+from reportsvc.errors import BadParameter
+from reportsvc.model import CHANNELS, KINDS, PLATFORMS, STAGES, Fact
+
+NOW = 1_750_000_000
+
+JUNK: st.SearchStrategy[Any] = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=3),
+    st.sampled_from(["unknown", "Received", "received ", "x" * 65, "x" * 257, "é" * 129, "", [], {}, ["received"]]))
+IDS: st.SearchStrategy[Any] = st.one_of(st.sampled_from(["1613113584", 1613113584, "d1", "fcm-1", 0, -7]), JUNK)
+TIMES: st.SearchStrategy[Any] = st.one_of(
+    st.integers(NOW - 2 * MAX_AGE_SECONDS, NOW + 2 * MAX_AHEAD_SECONDS),
+    st.integers(NOW - 2 * MAX_AGE_SECONDS, NOW + 2 * MAX_AHEAD_SECONDS).map(lambda seconds: seconds * 1000), JUNK)
+
+
+def word(*words: str) -> st.SearchStrategy[Any]:
+    """One of the right words, mostly."""
+    return st.one_of(st.sampled_from(words), st.sampled_from(words), JUNK)
+
+
+#: Events as they come: most fields right, some absent, some wrong.
+ITEMS: st.SearchStrategy[Any] = st.one_of(st.fixed_dictionaries(
+    {"stage": word(*STAGES), "device_id": IDS},
+    optional={"msg_id": IDS, "platform": word(*PLATFORMS[1:]), "channel": word(*CHANNELS[1:]), "kind": word(*KINDS),
+              "ts": TIMES, "user_id": IDS, "note": JUNK}), JUNK)
+
+
+def slow_verdict(item: Any) -> object:
+    """What field by field comes out of *item*: a row, or the field that is wrong."""
+    try:
+        msg_id, device_id, code, happened = parse_event(item)
+        time, is_skewed = (NOW, False) if happened is None else clamp_time(happened, NOW)
+        users = [parse_id("user_id", item["user_id"])] if item.get("user_id") is not None else []
+    except BadParameter as error:
+        return error.name, str(error)
+    except FloatId:
+        return FloatId
+    return msg_id, device_id, code, time, is_skewed, users
+
+
+def fast_verdict(item: Any) -> object:
+    """The same, from the way that requests go."""
+    try:
+        parsed = parse_events([item], 1, NOW)
+    except FloatId:
+        return FloatId
+    if parsed.rejected:
+        return parsed.errors[0].reason, parsed.errors[0].message
+    batch = parsed.batch
+    return (batch.msg_ids[0], batch.device_ids[0], batch.codes[0], batch.times[0], bool(parsed.skewed),
+            list(batch.users.values()))
+
+
+@settings(deadline=None, max_examples=1000)
+@given(ITEMS)
+def test_fast_path_gives_the_verdict_of_the_slow_one(item: Any) -> None:
+    """Whatever an event looks like, the shortcut for common ones neither lets it pass nor reads it differently."""
+    slow = slow_verdict(item)
+
+    # Twice: the first valid event with its words teaches the shortcut, the second takes it.
+    assert (fast_verdict(item), fast_verdict(item)) == (slow, slow)
+
+
+def test_common_events_take_the_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event like the one before it is not looked at field by field; else the test above would prove nothing."""
+    item = {"msg_id": 1613113584, "stage": "received", "device_id": "1507bfd3a7c568d4761", "platform": "android",
+            "channel": "xiaomi", "ts": NOW, "user_id": "alice"}
+    parse_events([item], 1, NOW)
+    monkeypatch.setattr(events, "parse_event", None)
+
+    parsed = parse_events([item], 1, NOW)
+
+    assert parsed.batch.codes == [Fact("received", "android", "xiaomi").code]
+
+
+@given(st.lists(ITEMS, max_size=8))
+def test_bad_events_take_no_good_ones_with_them(items: list[Any]) -> None:
+    """A batch comes out as its events do one by one: good ones in order, bad ones by their place."""
+    alone = [slow_verdict(item) for item in items]
+    if FloatId in alone:
+        with pytest.raises(FloatId):
+            parse_events(items, 1, NOW)
+        return
+    good = [verdict for verdict in alone if isinstance(verdict, tuple) and len(verdict) == 6]
+    bad = [(place, *verdict) for place, verdict in enumerate(alone) if isinstance(verdict, tuple) and len(verdict) == 2]
+
+    parsed = parse_events(items, 1, NOW)
+
+    batch = parsed.batch
+    assert list(zip(batch.msg_ids, batch.device_ids, batch.codes, batch.times, strict=True)) == [
+        verdict[:4] for verdict in good]
+    assert batch.users == {place: verdict[5][0] for place, verdict in enumerate(good) if verdict[5]}
+    assert [(error.index, error.reason, error.message) for error in parsed.errors] == bad
+    assert parsed.rejected == sum(parsed.reasons.values()) == len(bad)
+    assert parsed.skewed == sum(verdict[4] for verdict in good)
+
+
+def test_only_the_first_errors_are_told() -> None:
+    """All bad events are counted, and the first hundred of them are named."""
+    parsed = parse_events([{}] * (MAX_ERRORS + 5), 1, NOW)
+
+    assert parsed.rejected == MAX_ERRORS + 5
+    assert [error.index for error in parsed.errors] == list(range(MAX_ERRORS))
+
+
+#        31 days ago                                  now      5 minutes ahead
+# ts     |............................................|........|
+@pytest.mark.parametrize(("happened", "verdict"), [
+    (NOW, (NOW, False)),
+    (NOW - MAX_AGE_SECONDS, (NOW - MAX_AGE_SECONDS, False)),
+    (NOW - MAX_AGE_SECONDS - 1, (NOW, True)),
+    (NOW + MAX_AHEAD_SECONDS, (NOW + MAX_AHEAD_SECONDS, False)),
+    (NOW + MAX_AHEAD_SECONDS + 1, (NOW, True)),
+    (NOW * 1000 + 999, (NOW, False)),
+    ((NOW + MAX_AHEAD_SECONDS) * 1000 + 999, (NOW + MAX_AHEAD_SECONDS, False)),
+    (0, (NOW, True)),
+    (-NOW, (NOW, True)),
+    (10 ** 30, (NOW, True)),
+])
+def test_wrong_clocks_are_moved_to_now(happened: int, verdict: tuple[int, bool]) -> None:
+    """A time more than 5 minutes ahead or 31 days old is taken for now, and told so; milliseconds are recognised."""
+    assert clamp_time(happened, NOW) == verdict
+
+
+# ---------------------------------------------------------------------------------------------------------------- lines
+def slow_lines(body: bytes) -> Lines:
+    """NDJSON by the letter: each line that is not blank is one JSON value, or is rejected."""
+    lines = Lines()
+    for number, line in enumerate(body.split(b"\n"), 1):
+        if line.strip():
+            try:
+                value = orjson.loads(line)
+            except ValueError:
+                index = len(lines.values) + len(lines.rejected)
+                lines.rejected.append(Rejected(index, "json", "not valid JSON", number))
+            else:
+                lines.values.append(value)
+                lines.numbers.append(number)
+    return lines
+
+
+#: Lines, and pieces that look like lines to somebody who only looks at their ends.
+LINES = st.one_of(
+    st.sampled_from([
+        b'{"a":1}', b'{}', b' {"a":1}', b'{"a":1}\r', b'{"a":"\\u007d"}', b'{"a":{"b":"}"}}', b'', b' ', b'5', b'null',
+        b'[{"a":1}]', b'"{"', b'{"a":1', b'"a":1}', b'{},{}', b'{}{}', b'{"a":[{}', b'{}]}', b'{"a":"}', b'{"}', b'{]}',
+        b'{"a":"},{"b":"}"}', b'{"\xff":1}', b'{"a":1}}', b'{{"a":1}']),
+    st.recursive(st.integers(0, 99) | st.text(max_size=3), lambda value: st.dictionaries(st.text(max_size=2), value),
+                 max_leaves=4).map(orjson.dumps))
+
+
+@settings(deadline=None, max_examples=500)
+@example([b'{},{}', b'{"a":[{}', b'{}]}'])
+@given(st.lists(LINES, max_size=5))
+def test_lines_decoded_together_are_lines_decoded_alone(parts: list[bytes]) -> None:
+    """Decoding all lines at once is only faster: it never takes pieces of lines for lines."""
+    body = b"\n".join(parts)
+
+    assert split_lines(body) == slow_lines(body)
+
+
+def test_flat_events_are_decoded_together() -> None:
+    """Ordinary lines take one call of the decoder; else the test above would prove nothing."""
+    calls = []
+
+    def loads(text: bytes) -> Any:
+        calls.append(text)
+        return orjson.loads(text)
+
+    assert split_lines(b'{"a":1}\r\n{"b":2}\n', loads) == Lines([{"a": 1}, {"b": 2}], [1, 2])
+    assert len(calls) == 1
