@@ -24,6 +24,7 @@ from reportsvc.model import App
 from reportsvc.pipeline import ledger, records
 from reportsvc.pipeline.deadletter import DeadLetters
 from reportsvc.pipeline.journal import append
+from reportsvc.registry import vapid
 from reportsvc.registry.apps import AppStore, Credentials
 from reportsvc.storage.embedded import DataDirLock, redis_for_command
 from reportsvc.storage.redis import Redis
@@ -117,6 +118,10 @@ def _add_apps(commands: Any) -> None:
         if name == "show":
             action.add_argument("--json", action="store_true", help="print one JSON object")
         action.set_defaults(run=run)
+    pair = actions.add_parser("vapid", help="print the key pair with which to send to browsers")
+    pair.add_argument("name", metavar="NAME", help="its name or its app_key")
+    pair.add_argument("--json", action="store_true", help="print one JSON object")
+    pair.set_defaults(run=_show_vapid)
     rotate = actions.add_parser("rotate", help="give an app new keys and print them, once")
     rotate.add_argument("name", metavar="NAME", help="its name or its app_key")
     rotate.add_argument("--overlap", type=_overlap, default=DEFAULT_OVERLAP, metavar="SECONDS",
@@ -284,6 +289,15 @@ async def _show_app(options: argparse.Namespace, config: Config) -> None:
         app = await _find_app(redis, options.name)
         uses = await AppStore(redis).last_uses(app)
     _print(_public(app, uses), as_json=options.json)
+
+
+async def _show_vapid(options: argparse.Namespace, config: Config) -> None:
+    async with _redis(config) as redis:
+        app = await _find_app(redis, options.name)
+    if not app.vapid_private_key:
+        raise BadConfig(f"{app.name} was made before browsers could register; make a new app for them")
+    _print({"vapid_public_key": vapid.public_key(app.vapid_private_key),
+            "vapid_private_key": vapid.shareable(app.vapid_private_key)}, as_json=options.json)
 
 
 async def _rotate_app(options: argparse.Namespace, config: Config) -> None:

@@ -64,5 +64,12 @@ class StoreUnavailable(ReportError):
         self.store = store
 
 
+class DataLost(StoreUnavailable):
+    """A store answers, but has lost what it was told: going on would count wrong."""
+
+    def __init__(self, store: str, what: str) -> None:
+        super().__init__(store, f"it has lost {what}; stop every process of the service, then run `reportsvc rebuild`")
+
+
 class BadConfig(ReportError):
     """A setting is wrong; the text says which, and what to write instead."""

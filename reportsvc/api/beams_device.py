@@ -16,7 +16,6 @@ Source: https://pusher.com/docs/beams/reference/device-api
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import re
 from collections.abc import Mapping, Sequence
@@ -391,10 +390,10 @@ def parse_cursor(text: str | None) -> str:
     if not text:
         return ""
     try:
-        name = base64.b64decode(text.encode() + b"=" * (-len(text) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeError):
+        name = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
+    except ValueError:
         name = ""
-    if not INTEREST.fullmatch(name):
+    if not INTEREST.fullmatch(name) or render_cursor(name) != text:
         raise InvalidId("cursor given is not valid")
     return name
 
@@ -407,5 +406,9 @@ def render_device(profile: Profile) -> dict[str, Any]:
 
 def render_interests(names: Sequence[str], *, is_last: bool) -> dict[str, Any]:
     """A page of interests; the last has no cursor."""
-    cursor = {} if is_last else {"nextCursor": base64.urlsafe_b64encode(names[-1].encode()).rstrip(b"=").decode()}
-    return {"interests": list(names), "responseMetadata": cursor}
+    return {"interests": list(names), "responseMetadata": {} if is_last else {"nextCursor": render_cursor(names[-1])}}
+
+
+def render_cursor(name: str) -> str:
+    """What is given out for the page after *name*."""
+    return base64.urlsafe_b64encode(name.encode()).rstrip(b"=").decode()

@@ -120,11 +120,6 @@ def parse_events(items: Sequence[Any], app_id: int, now: int, lines: Sequence[in
                 line = lines[index] if lines else 0
                 parsed.reject(Rejected(index, error.name, str(error), line))
                 continue
-        if happened is None:
-            happened = now
-        elif not oldest <= happened <= newest:
-            happened, is_skewed = clamp_time(happened, now)
-            parsed.skewed += is_skewed
         user = item.get("user_id")
         if user is not None:
             try:
@@ -132,6 +127,11 @@ def parse_events(items: Sequence[Any], app_id: int, now: int, lines: Sequence[in
             except BadParameter as error:
                 parsed.reject(Rejected(index, "user_id", str(error), lines[index] if lines else 0))
                 continue
+        if happened is None:
+            happened = now
+        elif not oldest <= happened <= newest:
+            happened, is_skewed = clamp_time(happened, now)
+            parsed.skewed += is_skewed
         msg_ids.append(msg_id)
         device_ids.append(device_id)
         codes.append(code)

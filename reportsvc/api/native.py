@@ -20,7 +20,8 @@ from reportsvc.api.events import (CLOCK, JOURNAL, LEDGER, MAX_ERRORS, MAX_EVENTS
                                   parse_events, parse_word, split_lines)
 from reportsvc.errors import (BadParameter, BadRequest, Conflict, Forbidden, NotFound, RateLimited, ReportError,
                               StoreUnavailable, TooLarge, Unauthorized)
-from reportsvc.model import INTEREST, KINDS, PLATFORM_OF_CHANNEL, PLATFORMS, Audience, DeviceUpsert, Push
+from reportsvc.model import (INTEREST, KINDS, MAX_USER_CHARACTERS, PLATFORM_OF_CHANNEL, PLATFORMS, Audience,
+                             DeviceUpsert, Push)
 from reportsvc.pipeline.registration import Registrar
 
 REGISTRAR: Final = web.AppKey("registrar", Registrar)
@@ -45,7 +46,10 @@ MAX_AUDIENCE_USERS: Final = 1_000
 DEFAULT_TIME_TO_LIVE: Final = 30 * 86400
 #: Pushy's limit.
 MAX_TIME_TO_LIVE: Final = 365 * 86400
-_LINES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+_LINES: Final = frozenset({
+    "application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+#: What a registration may say beside ``msg_id`` and ``audience``.
+_PUSH_KEYS: Final = ("channel", "created_at", "expires_at", "kind", "payload", "scheduled_at", "time_to_live", "vendor")
 #: A time past this is in milliseconds; see events._MILLISECONDS_FROM.
 _MAX_SECONDS: Final = 100_000_000_000
 
@@ -176,8 +180,7 @@ def parse_push(body: Any, now: int) -> tuple[Push, Audience, bytes]:
         raise BadRequest("the body must be a JSON object")
     msg_id = parse_id("msg_id", body["msg_id"]) if body.get("msg_id") is not None else secrets.token_hex(12)
     audience = parse_audience(body.get("audience"))
-    body = encodable("payload", {name: body[name] for name in sorted(body) if name not in ("msg_id", "audience")
-                                 and body[name] is not None})
+    body = encodable("payload", {name: body[name] for name in _PUSH_KEYS if body.get(name) is not None})
     created_at = parse_time(body, "created_at") or now
     scheduled_at = parse_time(body, "scheduled_at")
     vendor = body.get("vendor")
@@ -230,20 +233,26 @@ def parse_audience(value: Any) -> Audience:
     limits = {"device_ids": MAX_AUDIENCE_DEVICES, "interests": MAX_AUDIENCE_INTERESTS, "users": MAX_AUDIENCE_USERS}
     if not isinstance(value, dict) or len(value) != 1 or not set(value) <= set(limits):
         raise BadParameter("audience", 'required: "all", or an object with one of device_ids, interests, users')
-    lists = {name: parse_ids(f"audience.{name}", ids, limits[name]) for name, ids in value.items()}
+    lists = {name: parse_ids(f"audience.{name}", ids, limits[name], parse_user if name == "users" else parse_id)
+             for name, ids in value.items()}
     if not all(INTEREST.fullmatch(name) for name in lists.get("interests", ())):
         raise BadParameter("audience.interests", "a name is 1 to 164 of the characters a-z A-Z 0-9 _ - = @ , . ;")
     return Audience(device_ids=lists.get("device_ids", ()), interests=lists.get("interests", ()),
                     users=lists.get("users", ()))
 
 
-def parse_ids(name: str, value: Any, limit: int) -> list[str]:
+def parse_user(name: str, value: object) -> str:
+    """The id of a user: as any other, or as long as one who signs in on a device may have."""
+    return value if isinstance(value, str) and 0 < len(value) <= MAX_USER_CHARACTERS else parse_id(name, value)
+
+
+def parse_ids(name: str, value: Any, limit: int, parse: Callable[[str, object], str] = parse_id) -> list[str]:
     """A list of ids."""
     if not isinstance(value, list) or not value:
         raise BadParameter(name, "must be an array of ids")
     if len(value) > limit:
         raise BadParameter(name, f"at most {limit}")
-    return [parse_id(name, one) for one in value]
+    return [parse(name, one) for one in value]
 
 
 async def post_targets(request: web.Request) -> web.Response:

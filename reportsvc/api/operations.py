@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from aiohttp import web
 
 from reportsvc.api.common import json_response
+from reportsvc.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
 
 #: Name of a store -> a check that raises if it does not answer.
 CHECKS: Final[web.AppKey[Mapping[str, Callable[[], Awaitable[object]]]]] = web.AppKey("checks")
@@ -37,6 +41,9 @@ async def _state(check: Callable[[], Awaitable[object]]) -> str:
             await check()
     except TimeoutError:
         return f"no answer within {CHECK_SECONDS:.0f} s"
+    except StoreUnavailable as error:
+        log.debug("readyz: %s", error)  # it names hosts and files of ours, and anybody may ask
+        return f"{error.store} is unavailable"
     except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
-        return str(error) or type(error).__name__
+        return type(error).__name__
     return "ok"

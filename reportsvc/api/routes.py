@@ -28,7 +28,9 @@ def _native(handler: Handler) -> Handler:
 _EVENTS: Final = "/reporting_api/v2/instances/{instance_id}/events"
 _INSTANCE: Final = "/device_api/v1/instances/{instance_id}"
 _DEVICES: Final = f"{_INSTANCE}/devices/{{platform}}"
-_DEVICE: Final = f"{_DEVICES}/{{device_id}}"
+# Ids and names of any characters, so that a bad one is told to be bad, and not taken for a path that is not there.
+_DEVICE: Final = f"{_DEVICES}/{{device_id:[^/]+}}"
+_INTEREST: Final = f"{_DEVICE}/interests/{{interest:[\\s\\S]+}}"
 
 # Pusher Beams Device; browsers ask before each of them.
 _DEVICE_ROUTES: Final = [
@@ -41,8 +43,8 @@ _DEVICE_ROUTES: Final = [
     web.put(f"{_DEVICE}/user", beams_device.set_user),
     web.get(f"{_DEVICE}/interests", beams_device.get_interests),
     web.put(f"{_DEVICE}/interests", beams_device.set_interests),
-    web.post(f"{_DEVICE}/interests/{{interest:.+}}", beams_device.add_interest),
-    web.delete(f"{_DEVICE}/interests/{{interest:.+}}", beams_device.remove_interest),
+    web.post(_INTEREST, beams_device.add_interest),
+    web.delete(_INTEREST, beams_device.remove_interest),
 ]
 # What is left of such a path when an id in it is empty: doubled slashes have become one.
 _INCOMPLETE_ROUTES: Final = [
@@ -77,8 +79,8 @@ ROUTES: Final = [
     *_INCOMPLETE_ROUTES,
     *_DEVICE_ROUTES,
     *(web.options(path, beams.preflight) for path in dict.fromkeys(route.path for route in _DEVICE_ROUTES)),
-    web.delete("/customer_api/v1/instances/{instance_id}/users/{user_id:.+}", beams_device.delete_user),
-    web.delete("/user_api/v1/instances/{instance_id}/users/{user_id:.+}", beams_device.delete_user),
+    web.delete("/customer_api/v1/instances/{instance_id}/users/{user_id:[\\s\\S]+}", beams_device.delete_user),
+    web.delete("/user_api/v1/instances/{instance_id}/users/{user_id:[\\s\\S]+}", beams_device.delete_user),
     # native
     web.post("/v1/events", _native(native.post_events)),
     web.post("/v1/pushes", _native(native.post_push)),

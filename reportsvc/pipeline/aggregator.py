@@ -197,7 +197,7 @@ class Aggregator:
 
     async def _bury(self, entry: Entry, error: Exception) -> None:
         reason = deadletter.APP_DELETED if isinstance(error, UnknownApp) else deadletter.UNREADABLE
-        log.error("entry %s is dead (%s): %s: %s", entry.id.decode(), reason, type(error).__name__, error)
+        log.error("entry %s is dead (%s): %s", entry.id.decode(), reason, type(error).__name__)
         await self._redis.run([deadletter.bury(self._partition, GROUP, entry.id, entry.events, entry.record, reason,
                                                f"{type(error).__name__}: {error}"[:500])])
 

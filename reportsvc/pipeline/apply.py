@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from reportsvc.localtime import hour_start
@@ -75,6 +76,8 @@ class _Columns:
     first_seen: dict[int, int] = field(default_factory=dict)
     users: dict[int, str] = field(default_factory=dict)
     registered: set[int] = field(default_factory=set)
+    #: The rows about targets that the record of their push names; they are in no device set.
+    in_record: list[int] = field(default_factory=list)
     numbers: Numbers = field(default_factory=lambda: np.zeros(0, np.uint32))
     facts: list[DeviceFact] = field(default_factory=list)
 
@@ -319,8 +322,10 @@ def _add_events(columns: _Columns, record: dict[str, Any]) -> None:
 def _add_targets(columns: _Columns, record: dict[str, Any]) -> None:
     devices, at = record["device_ids"], record["at"]
     code = Fact("target", "", record["channel"], record["kind"]).code
-    columns.extend([record["msg_id"]] * len(devices), devices, [code] * len(devices), [at] * len(devices), at,
-                   seen=False)
+    start = columns.extend([record["msg_id"]] * len(devices), devices, [code] * len(devices), [at] * len(devices), at,
+                           seen=False)
+    if record["in_record"]:
+        columns.in_record += range(start, start + len(devices))
 
 
 def _add_registrations(columns: _Columns, record: dict[str, Any]) -> None:
@@ -379,7 +384,7 @@ def _touches(columns: _Columns) -> Iterator[_Touch]:
         return
     last = np.zeros(len(names), np.int64)
     np.maximum.at(last, messages, np.array(columns.received_at, np.int64))
-    in_sets = np.isin(np.array(columns.codes, np.int64) & _STAGE_BITS, [*_TARGETS, _RECEIVED])
+    in_sets = _in_sets(columns, [*_TARGETS, _RECEIVED])
     pairs = np.unique(messages[in_sets] << CHUNK_BITS | columns.numbers[in_sets].astype(np.int64) >> CHUNK_BITS)
     chunks: dict[int, list[int]] = {}
     for pair in pairs.tolist():
@@ -403,9 +408,16 @@ def _runs(keys: Integers) -> tuple[Integers, list[int], list[int]]:
     return order, [0, *edges], [*edges, len(keys)]
 
 
+def _in_sets(columns: _Columns, stages: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Which rows belong into the set of devices that reached one of *stages*."""
+    found = np.isin(np.array(columns.codes, np.int64) & _STAGE_BITS, stages)
+    found[columns.in_record] = False
+    return found
+
+
 def _chunks(columns: _Columns, stages: Sequence[int]) -> Iterator[tuple[str, int, bytes]]:
     """The devices that reached one of *stages*: message, chunk, packed offsets."""
-    wanted = np.flatnonzero(np.isin(np.array(columns.codes, np.int64) & _STAGE_BITS, stages))
+    wanted = np.flatnonzero(_in_sets(columns, stages))
     if not len(wanted):
         return
     numbers = columns.numbers[wanted]

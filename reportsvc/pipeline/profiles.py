@@ -2,8 +2,8 @@
 
 A change is decided in Redis, by a script on the profile, and only then written to the journal, because only there is
 it known whether it may be made and which version it has. A crash in between leaves a change that nobody was told of and
-that ClickHouse lacks; every SDK repeats what it got no answer to, and a repetition is journaled like a change, also when
-there is nothing left to change.
+that ClickHouse lacks; every SDK repeats what it got no answer to, and a repetition is journaled like a change, also
+when there is nothing left to change.
 
 A device that was deleted never comes back: its id is dead, and the same token makes a new device. A registration
 therefore looks, when it is done, whether the device was deleted meanwhile, and then begins anew.

@@ -57,10 +57,11 @@ def deletion(app_id: int, device_id: str, deleted_at: int) -> bytes:
     return _dump({"type": "deletion", "app": app_id, "at": deleted_at, "device_id": device_id})
 
 
-def targets(app_id: int, msg_id: str, kind: str, channel: str, device_ids: Sequence[str], registered_at: int) -> bytes:
-    """Devices that a push is meant for."""
+def targets(app_id: int, msg_id: str, kind: str, channel: str, device_ids: Sequence[str], registered_at: int, *,
+            in_record: bool) -> bytes:
+    """Devices that a push is meant for; *in_record*: its record in Redis names them already."""
     return _dump({"type": "targets", "app": app_id, "at": registered_at, "msg_id": msg_id, "kind": kind,
-                  "channel": channel, "device_ids": list(device_ids)})
+                  "channel": channel, "device_ids": list(device_ids), "in_record": in_record})
 
 
 def audience(app_id: int, msg_id: str, kind: str, channel: str, members: Mapping[str, str],

@@ -7,6 +7,7 @@ told on top of that, the aggregator will tell it once more, with no effect.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import orjson
 
 from reportsvc.errors import Conflict, NotFound
 from reportsvc.model import App, Audience, DeviceUpsert, Push, platform_rank
@@ -24,7 +24,7 @@ from reportsvc.pipeline.profiles import ProfileRegistrar
 from reportsvc.registry.audiences import Audiences, Members
 from reportsvc.registry.devices import DeviceRegistry
 from reportsvc.registry.messages import Messages, targets_of
-from reportsvc.registry.pushes import PushRecord, PushRegistry
+from reportsvc.registry.pushes import MAX_IN_RECORD, PushRecord, PushRegistry
 from reportsvc.storage.device_set import CHUNK_BITS, Numbers
 from reportsvc.storage.queries import Queries
 from reportsvc.storage.redis import Redis
@@ -66,7 +66,7 @@ class Registrar:
         Raises:
             Conflict: The id is registered with other content.
         """
-        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        digest = base64.b64encode(hashlib.blake2b(content, digest_size=12).digest()).decode()
         if await self._messages.digest(app.id, push.msg_id) not in ("", digest):
             raise Conflict(_CONFLICT.format(push.msg_id))  # before its devices would become known
         now = int(self._clock())
@@ -79,13 +79,14 @@ class Registrar:
             extent = await self._devices.extent(app.id)
             ends, targets = extent.given, extent.alive
         record = PushRecord(push.msg_id, push.vendor, push.created_at, push.expires_at, push.scheduled_at, push.payload,
-                            push.kind, push.channel, targets, now, ends)
+                            push.kind, push.channel, targets, now, ends,
+                            numbers.tolist() if len(numbers) <= MAX_IN_RECORD else ())
         claim = await self._messages.claim(
-            app.id, push.msg_id, digest, orjson.dumps(record.document()), now=now, expires_at=push.expires_at,
-            chunks=[*_chunks(numbers), *members.chunks], members=members.dump())
+            app.id, push.msg_id, digest, record.pack(), now=now, expires_at=push.expires_at,
+            chunks=[] if record.numbers else [*_chunks(numbers), *members.chunks], members=members.dump())
         if claim.digest != digest:
             raise Conflict(_CONFLICT.format(push.msg_id))
-        record = PushRecord.parse(push.msg_id, claim.push)
+        record = PushRecord.unpack(push.msg_id, claim.push)
         await self._store_targets(app, record, device_ids, numbers, now)
         if claim.members:
             await self._store_members(app, record, Members.load(claim.members))
@@ -132,10 +133,13 @@ class Registrar:
 
     async def _store_targets(self, app: App, push: PushRecord, device_ids: Sequence[str], numbers: Numbers,
                              now: int) -> None:
+        in_record = set(push.numbers).issuperset(numbers.tolist())
         for start in range(0, len(device_ids), _IDS_A_RECORD):
             await self._journal.append_record(records.targets(
-                app.id, push.msg_id, push.kind, push.channel, device_ids[start:start + _IDS_A_RECORD], now))
-        await self._redis.run(targets_of(app.id, push.msg_id).add(numbers, self._limit))
+                app.id, push.msg_id, push.kind, push.channel, device_ids[start:start + _IDS_A_RECORD], now,
+                in_record=in_record))
+        if not in_record:
+            await self._redis.run(targets_of(app.id, push.msg_id).add(numbers, self._limit))
 
     async def _members(self, app: App, audience: Audience) -> Members:
         if audience.interests:

@@ -6,6 +6,10 @@ any size spreads over a cluster; bucket *b* of *B* gives the numbers b, b + B, b
 
 A deleted device keeps its number as a mark, so that its past receipts stay counted once. Events do not bring it back
 (one may be a replay from before the deletion); a registration does.
+
+If Redis lost a bucket, or the end of one, it would give numbers a second time, and every count with one of them would be
+wrong for good. :class:`Floors` notices before that: no bucket may stand below what ClickHouse has seen of it or what
+Redis itself has told this process, and none may be begun unless ClickHouse says that it never was.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from reportsvc.errors import DataLost, StoreUnavailable
+from reportsvc.storage.queries import Queries
 from reportsvc.storage.redis import Redis, Script, devices_key
 
 #: More buckets spread a large app better; fewer make a status call of a thousand devices cheaper.
@@ -24,13 +30,19 @@ BUCKETS: Final = 64
 _COUNTERS: Final = ""
 
 # A device's value is `number * 16 + rank`, then `x<time>` if it was deleted, or `r<time>` if it came back after that.
+# ARGV: bucket, buckets, '1' to bring deleted devices back, now, how many numbers must have been given, '1' if the bucket
+# may be begun, then ids and ranks. Answers how many numbers are given, then the values; without values when they are too
+# few, and nothing when the bucket would have to be begun.
 _NUMBER = Script("""
 local key, bucket, buckets, revive, now = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4]
-local counters = redis.call('HGET', key, '') or '0:0'
+local counters = redis.call('HGET', key, '')
+if not counters and ARGV[6] == '0' then return false end
+counters = counters or '0:0'
 local given, deleted = string.match(counters, '^(%d+):(%d+)$')
 given, deleted = tonumber(given), tonumber(deleted)
-local out = {}
-for i = 5, #ARGV, 2 do
+if given < tonumber(ARGV[5]) then return {given} end
+local out = {0}
+for i = 7, #ARGV, 2 do
   local id, rank = ARGV[i], tonumber(ARGV[i + 1])
   local value = redis.call('HGET', key, id)
   local packed, mark = nil, ''
@@ -53,18 +65,20 @@ for i = 5, #ARGV, 2 do
 end
 local changed = string.format('%.0f:%.0f', given, deleted)
 if changed ~= counters then redis.call('HSET', key, '', changed) end
+out[1] = given
 return out
 """)
 
+# Answers how many numbers are given, and the value, if there is one.
 _DELETE = Script("""
+local given, deleted = string.match(redis.call('HGET', KEYS[1], '') or '0:0', '^(%d+):(%d+)$')
 local value = redis.call('HGET', KEYS[1], ARGV[1])
-if not value then return false end
+if not value then return {tonumber(given)} end
 local packed, mark = string.match(value, '^(%d+)(.*)$')
-if string.sub(mark, 1, 1) == 'x' then return value end
+if string.sub(mark, 1, 1) == 'x' then return {tonumber(given), value} end
 value = packed .. 'x' .. string.format('%.0f', math.max(tonumber(ARGV[2]), tonumber(string.sub(mark, 2)) or 0))
-local given, deleted = string.match(redis.call('HGET', KEYS[1], ''), '^(%d+):(%d+)$')
 redis.call('HSET', KEYS[1], ARGV[1], value, '', given .. ':' .. string.format('%.0f', tonumber(deleted) + 1))
-return value
+return {tonumber(given), value}
 """)
 
 _VALUE: Final = re.compile(rb"(\d+)(?:([xr])(\d+))?")
@@ -97,16 +111,82 @@ class Extent:
         return sum(self.given) - sum(self.deleted)
 
 
-class DeviceRegistry:
-    """The devices of every app, in Redis."""
+class Floors:
+    """How many numbers each bucket must have given at least, as far as this process knows."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, queries: Queries) -> None:
+        self._queries = queries
+        self._given: dict[tuple[int, int], int] = {}
+        self._is_loaded = False
+
+    async def load(self) -> None:
+        """Learn what ClickHouse has seen, unless that was done since Redis last failed."""
+        if not self._is_loaded:
+            self._learn(await self._queries.numbers_given(BUCKETS))
+            self._is_loaded = True
+
+    def doubt(self) -> None:
+        """Redis has failed: it may come back with less than it had, also of what other processes were given."""
+        self._is_loaded = False
+
+    def of(self, app_id: int, bucket: int) -> int:
+        """The floor of one bucket."""
+        return self._given.get((app_id, bucket), 0)
+
+    def check(self, app_id: int, bucket: int, given: int) -> None:
+        """Take note that a bucket has given so many numbers.
+
+        Raises:
+            DataLost: It had given more.
+        """
+        if given < self.of(app_id, bucket):
+            raise DataLost("redis", "device numbers that it had given")
+        if given:
+            self._given[app_id, bucket] = given
+
+    async def confirm_unused(self, app_id: int, buckets: Iterable[int]) -> None:
+        """Make sure that *buckets*, which Redis does not have, never had a number.
+
+        While ClickHouse is away, what this process knows has to do: an app that is new must be able to register devices.
+
+        Raises:
+            DataLost: One of them had.
+        """
+        try:
+            self._learn(await self._queries.numbers_given(BUCKETS, app_id))
+        except StoreUnavailable:
+            pass
+        for bucket in buckets:
+            self.check(app_id, bucket, 0)
+
+    def _learn(self, rows: Iterable[tuple[int, int, int]]) -> None:
+        for app_id, bucket, given in rows:
+            self._given[app_id, bucket] = max(given, self.of(app_id, bucket))
+
+
+class DeviceRegistry:
+    """The devices of every app, in Redis.
+
+    Every method raises :class:`DataLost` where Redis is seen to have lost numbers, if there are *floors* to see it by.
+    """
+
+    def __init__(self, redis: Redis, floors: Floors | None = None) -> None:
+        """Nothing can be numbered without *floors*."""
         self._redis = redis
+        self._floors = floors
 
     async def find(self, app_id: int, device_ids: Sequence[str]) -> list[Device | None]:
         """The devices with these ids, in their order; None for an id the app never had."""
-        return await self._by_bucket(app_id, device_ids, lambda bucket, ids: (
-            "HMGET", devices_key(app_id, bucket), *ids))
+        found: list[Device | None] = [None] * len(device_ids)
+        places = _by_bucket(device_ids)
+        replies = await self._redis.run([
+            ("HMGET", devices_key(app_id, bucket), _COUNTERS, *(device_ids[position] for position in positions))
+            for bucket, positions in places.items()])
+        for (bucket, positions), (counters, *values) in zip(places.items(), replies, strict=True):
+            self._check(app_id, bucket, _counts(counters)[0])
+            for position, value in zip(positions, values, strict=True):
+                found[position] = _parse(value) if value else None
+        return found
 
     async def number(self, app_id: int, ranks: Mapping[str, int], now: int, *, registering: bool) -> list[Device]:
         """The devices with these ids, in their order, numbering those that are new.
@@ -114,21 +194,48 @@ class DeviceRegistry:
         *ranks* gives each id's ``platform_rank``, which is remembered if it is the largest so far. *registering*
         brings a deleted device back.
         """
-        found = await self._by_bucket(app_id, list(ranks), lambda bucket, ids: _NUMBER(
-            (devices_key(app_id, bucket),), bucket, BUCKETS, int(registering), now,
-            *(word for device_id in ids for word in (device_id, ranks[device_id]))))
-        return [device for device in found if device is not None]
+        floors = self._floors
+        assert floors is not None, "nothing can be numbered without floors"
+        await floors.load()
+        device_ids = list(ranks)
+        found: dict[int, Device] = {}
+        places = _by_bucket(device_ids)
+        may_begin = False
+        while places:
+            try:
+                replies = await self._redis.run([
+                    _NUMBER((devices_key(app_id, bucket),), bucket, BUCKETS, int(registering), now,
+                            floors.of(app_id, bucket), int(may_begin),
+                            *(word for position in positions for word in (
+                                device_ids[position], ranks[device_ids[position]])))
+                    for bucket, positions in places.items()])
+            except StoreUnavailable:
+                floors.doubt()
+                raise
+            for (bucket, positions), reply in zip(list(places.items()), replies, strict=True):
+                if reply is not None:
+                    floors.check(app_id, bucket, reply[0])
+                    found.update(zip(positions, map(_parse, reply[1:]), strict=True))
+                    del places[bucket]
+            if places:
+                await floors.confirm_unused(app_id, places)
+                may_begin = True
+        return [found[position] for position in range(len(device_ids))]
 
     async def delete(self, app_id: int, device_id: str, now: int) -> Device | None:
         """Make a device no device of the app any more; None if it never was one."""
-        value = await self._redis.call(*_DELETE((devices_key(app_id, bucket_of(device_id)),), device_id, now))
-        return _parse(value) if value else None
+        bucket = bucket_of(device_id)
+        given, *values = await self._redis.call(*_DELETE((devices_key(app_id, bucket),), device_id, now))
+        self._check(app_id, bucket, given)
+        return _parse(values[0]) if values else None
 
     async def extent(self, app_id: int) -> Extent:
         """How many devices there are now."""
         replies = await self._redis.run([("HGET", devices_key(app_id, bucket), _COUNTERS) for bucket in range(BUCKETS)])
-        pairs = [tuple(int(part) for part in (reply or b"0:0").split(b":")) for reply in replies]
-        return Extent([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        counts = list(map(_counts, replies))
+        for bucket, (given, _) in enumerate(counts):
+            self._check(app_id, bucket, given)
+        return Extent([given for given, _ in counts], [deleted for _, deleted in counts])
 
     async def bucket(self, app_id: int, bucket: int) -> AsyncIterator[tuple[str, Device]]:
         """Every device of one bucket; reads it in pages, for repairs only."""
@@ -141,17 +248,23 @@ class DeviceRegistry:
             if int(cursor) == 0:
                 return
 
-    async def _by_bucket(self, app_id: int, device_ids: Sequence[str], command: Any) -> list[Device | None]:
-        positions: dict[int, list[int]] = {}
-        for position, device_id in enumerate(device_ids):
-            positions.setdefault(bucket_of(device_id), []).append(position)
-        replies = await self._redis.run([
-            command(bucket, [device_ids[position] for position in places]) for bucket, places in positions.items()])
-        found: list[Device | None] = [None] * len(device_ids)
-        for places, values in zip(positions.values(), replies, strict=True):
-            for position, value in zip(places, values, strict=True):
-                found[position] = _parse(value) if value else None
-        return found
+    def _check(self, app_id: int, bucket: int, given: int) -> None:
+        if self._floors is not None:
+            self._floors.check(app_id, bucket, given)
+
+
+def _by_bucket(device_ids: Sequence[str]) -> dict[int, list[int]]:
+    """The positions of the ids of each bucket."""
+    positions: dict[int, list[int]] = {}
+    for position, device_id in enumerate(device_ids):
+        positions.setdefault(bucket_of(device_id), []).append(position)
+    return positions
+
+
+def _counts(counters: bytes | None) -> tuple[int, int]:
+    """How many numbers are given, and how many of them deleted."""
+    given, deleted = (counters or b"0:0").split(b":")
+    return int(given), int(deleted)
 
 
 def bucket_of(device_id: str) -> int:

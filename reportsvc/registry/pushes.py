@@ -1,7 +1,8 @@
 """What was sent, to whom, and who has not got it yet.
 
 A push to everyone stores no list: its targets are the devices that were numbered below ``ends`` (by bucket) when it
-was registered and that existed then. Any other push has a device set, to which events of the target stages add.
+was registered and that existed then. A push to a few has their numbers in its record, any other a device set; to either
+events of the target stages add a set.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from reportsvc.errors import StoreUnavailable
 from reportsvc.model import UNKNOWN_PLATFORM, platform_of_rank
 from reportsvc.registry.devices import BUCKETS, Device
 from reportsvc.registry.messages import Messages, MessageState, received_by, targets_of
-from reportsvc.storage.device_set import CHUNK_SIZE, Numbers, chunks_below, decode_chunk
+from reportsvc.storage.device_set import CHUNK_BITS, CHUNK_SIZE, Numbers, chunks_below, decode_chunk
 from reportsvc.storage.queries import DeviceRow, Queries
 from reportsvc.storage.redis import Redis
 
@@ -27,6 +28,11 @@ MAX_PENDING: Final = 1000
 _PAGE: Final = 5000
 #: A push that so many devices lack may still be complete: they may all be deleted. With more, nobody looks.
 _FEW: Final = 10
+#: A set of its own costs more than so many numbers in the record.
+MAX_IN_RECORD: Final = 4
+#: What most pushes have in the places of :meth:`PushRecord.pack`; the first two have no usual value.
+_REQUIRED: Final = 2
+_USUAL: Final[Sequence[Any]] = (None, None, 1, 0, 30 * 86400, "notification", "", "", None, [])
 #: Delivery to these can be followed; the rest (Apple, web push) report no receipt to Pushy.
 _FOLLOWED: Final = frozenset({"android", UNKNOWN_PLATFORM})
 
@@ -47,20 +53,41 @@ class PushRecord:
     registered_at: int
     #: For a push to everyone: the first free number of each bucket; else empty.
     ends: Sequence[int] = ()
+    #: For a push to a few: the numbers of its targets, which are in no set; else empty.
+    numbers: Sequence[int] = ()
 
     def document(self) -> dict[str, Any]:
         """The record as JSON values, without what is empty; a payload may be empty on purpose."""
         return {name: value for name in self.__slots__ if name != "msg_id"
                 and ((value := getattr(self, name)) not in (None, "", ()) or name == "payload")}
 
+    def pack(self) -> bytes:
+        """The record in few bytes: a JSON array, times as differences, without what is usual at its end.
+
+        Redis keeps a hash whose values are under 65 bytes in a compact form, at a third of the memory.
+        """
+        values: list[Any] = [
+            self.registered_at, self.payload, list(self.numbers) or self.targets, self.created_at - self.registered_at,
+            self.expires_at - self.created_at, self.kind, self.vendor, self.channel, self.scheduled_at,
+            list(self.ends)]
+        while len(values) > _REQUIRED and values[-1] == _USUAL[len(values) - 1]:
+            values.pop()
+        return orjson.dumps(values)
+
     @classmethod
-    def parse(cls, msg_id: str, text: bytes) -> PushRecord:
-        """Undo :meth:`document`."""
-        blank: dict[str, Any] = {"vendor": "", "scheduled_at": None, "payload": None, "channel": "", "targets": 0}
-        return cls(msg_id, **(blank | orjson.loads(text)))
+    def unpack(cls, msg_id: str, packed: bytes) -> PushRecord:
+        """Undo :meth:`pack`."""
+        values: list[Any] = orjson.loads(packed)
+        registered_at, payload, targets, created, lifetime, kind, vendor, channel, scheduled_at, ends = (
+            *values, *_USUAL[len(values):])
+        numbers = tuple(targets) if isinstance(targets, list) else ()
+        return cls(msg_id, vendor, registered_at + created, registered_at + created + lifetime, scheduled_at, payload,
+                   kind, channel, len(numbers) or targets, registered_at, tuple(ends), numbers)
 
     def covers(self, device: Device) -> bool:
-        """Whether a push to everyone was meant for *device* too."""
+        """Whether the record itself, without any set, makes *device* a target."""
+        if device.number in self.numbers:
+            return True
         bucket = device.number % BUCKETS
         return (bool(self.ends) and device.number // BUCKETS < self.ends[bucket]
                 and device.returned_at <= self.registered_at)
@@ -100,8 +127,8 @@ class PushRegistry:
         added = 0
         for chunk in state.chunks:
             members = await targets_of(app_id, msg_id).read_chunk(self._redis, chunk)
-            added += len(np.setdiff1d(members, _numbers_below(chunk, push.ends), assume_unique=True))
-        return added + (push.targets if push.ends else 0)
+            added += len(np.setdiff1d(members, _in_record(chunk, push), assume_unique=True))
+        return added + (push.targets if push.ends or push.numbers else 0)
 
     async def note_completions(self, app_id: int, deliveries: Mapping[str, int]) -> None:
         """Note the time of those *deliveries* (message -> time) after which every target has the push.
@@ -133,7 +160,7 @@ class PushRegistry:
         replies = iter(await self._redis.run([
             device_set(app_id, search.push.msg_id).read_command(chunk)
             for search, chunk in zip(searches, chunks, strict=True) for device_set in (targets_of, received_by)]))
-        return [_pending(chunk, next(replies), next(replies), search.push.ends)
+        return [_pending(chunk, next(replies), next(replies), search.push)
                 for search, chunk in zip(searches, chunks, strict=True)]
 
     async def _excused(self, app_id: int, push: PushRecord, rows: Sequence[DeviceRow]) -> set[int]:
@@ -164,12 +191,12 @@ class PushRegistry:
 
     @staticmethod
     def _parse(msg_id: str, state: MessageState) -> PushRecord:
-        return PushRecord.parse(msg_id, state.push or b"{}")
+        return PushRecord.unpack(msg_id, state.push or b"[]")
 
     @staticmethod
     def _chunks(push: PushRecord, state: MessageState) -> list[int]:
         everyone = chunks_below(max(push.ends) * BUCKETS) if push.ends else ()
-        return sorted({*everyone, *state.chunks})
+        return sorted({*everyone, *(number >> CHUNK_BITS for number in push.numbers), *state.chunks})
 
 
 @dataclass(slots=True)
@@ -181,14 +208,18 @@ class _Search:
     missing: list[int] = field(default_factory=list)
 
 
-def _pending(chunk: int, targets: bytes, received: bytes, ends: Sequence[int]) -> Numbers:
-    members = np.union1d(decode_chunk(chunk, targets), _numbers_below(chunk, ends))
+def _pending(chunk: int, targets: bytes, received: bytes, push: PushRecord) -> Numbers:
+    members = np.union1d(decode_chunk(chunk, targets), _in_record(chunk, push))
     return np.setdiff1d(members, decode_chunk(chunk, received), assume_unique=True).astype(np.uint32)
 
 
-def _numbers_below(chunk: int, ends: Sequence[int]) -> Numbers:
-    """The numbers of a chunk that were given when the buckets stood at *ends*."""
+def _in_record(chunk: int, push: PushRecord) -> Numbers:
+    """The numbers of a chunk that the record itself names, ascending."""
+    if push.numbers:
+        named: Numbers = np.unique(np.array([number for number in push.numbers if number >> CHUNK_BITS == chunk],
+                                            np.uint32))
+        return named
     numbers = np.arange(chunk * CHUNK_SIZE, (chunk + 1) * CHUNK_SIZE, dtype=np.uint32)
-    if not ends:
+    if not push.ends:
         return numbers[:0]
-    return numbers[numbers // BUCKETS < np.array(ends, np.uint32)[numbers % BUCKETS]]
+    return numbers[numbers // BUCKETS < np.array(push.ends, np.uint32)[numbers % BUCKETS]]

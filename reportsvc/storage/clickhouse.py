@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 DEFAULT_DATABASE: Final = "reportsvc"
 #: A report is a point query of a few milliseconds; one that takes this long will not become useful.
 REPORT_TIMEOUT_SECONDS: Final = 15
+#: Where the server does not give up by itself by then, it hangs, and the report must not hang with it.
+REPORT_GRACE_SECONDS: Final = 3
 #: An insert of a large batch, or the removal of swept messages, may wait for merges.
 WRITE_TIMEOUT_SECONDS: Final = 120
 REPORT_THREADS: Final = 4
@@ -54,8 +56,9 @@ class ClickHouse:
         self._local = threading.local()
         self._clients: list[Client] = []
         self._opening = threading.Lock()
-        self._reports = ThreadPoolExecutor(REPORT_THREADS, "clickhouse-report")
-        self._writes = ThreadPoolExecutor(WRITE_THREADS, "clickhouse-write")
+        self._reports = ThreadPoolExecutor(REPORT_THREADS, "clickhouse-report", self._wait_for,
+                                           (REPORT_TIMEOUT_SECONDS + REPORT_GRACE_SECONDS,))
+        self._writes = ThreadPoolExecutor(WRITE_THREADS, "clickhouse-write", self._wait_for, (WRITE_TIMEOUT_SECONDS,))
 
     async def query(self, sql: str, parameters: Mapping[str, Any], *, label: str) -> Sequence[Sequence[Any]]:
         """Rows of a report's query; *label* names the report and the request in the server's query log."""
@@ -85,6 +88,10 @@ class ClickHouse:
             client.close()
         self._clients.clear()
 
+    def _wait_for(self, seconds: float) -> None:
+        """Set how long the client of this thread waits for an answer."""
+        self._local.timeout = seconds
+
     async def _in_thread(self, pool: ThreadPoolExecutor, run: Callable[[Client], T]) -> T:
         call = asyncio.get_running_loop().run_in_executor(pool, self._guarded, run)
         # Where the caller has gone away, nobody else takes the outcome, and asyncio would complain of that.
@@ -104,28 +111,31 @@ class ClickHouse:
     def _client(self) -> Client:
         client: Client | None = getattr(self._local, "client", None)
         if client is None:
-            with self._opening:
-                client = self._open()
-                self._clients.append(client)
+            client = self._connect() if self._url else self._open()
+            self._clients.append(client)
             self._local.client = client
         return client
 
     def _open(self) -> Client:
-        if not self._url:
+        with self._opening:
             client = clickhouse_connect.get_client(interface="chdb", path=str(self._directory))
             client.command(f"CREATE DATABASE IF NOT EXISTS {self.database}")
             client.command(f"USE {self.database}")
             client.database = self.database
             return client
+
+    def _connect(self) -> Client:
         parts = urlsplit(self._url)
         # Sessions refuse concurrent queries; nothing here needs one.
         options: dict[str, Any] = {
             "interface": parts.scheme, "host": parts.hostname, "port": parts.port or 0,
             "username": unquote(parts.username or "") or None, "password": unquote(parts.password or ""),
             "autogenerate_session_id": False, "form_encode_query_params": True,
-            "connect_timeout": 5, "send_receive_timeout": WRITE_TIMEOUT_SECONDS,
+            "connect_timeout": 5, "send_receive_timeout": self._local.timeout,
         }
-        clickhouse_connect.get_client(**options).command(f"CREATE DATABASE IF NOT EXISTS {self.database}")
+        first = clickhouse_connect.get_client(**options)
+        first.command(f"CREATE DATABASE IF NOT EXISTS {self.database}")
+        first.close()
         return clickhouse_connect.get_client(**options, database=self.database)
 
 

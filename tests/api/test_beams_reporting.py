@@ -245,7 +245,8 @@ async def test_other_bad_bodies(running_service: Running, account: Account) -> N
 
 
 async def test_devices_never_see_a_status_that_breaks_them(running_service: Running, account: Account) -> None:
-    """No way of sending a report is a 404, 401, 413, 417 or 429: SDKs re-register, drop the event or stop for ever."""
+    """No way of sending a report is a 404, 401, 413, 417, 429 or 431: SDKs re-register, drop the event or stop for
+    ever."""
 
     event = orjson.dumps(delivery(running_service))
     large = orjson.dumps(delivery(running_service, hasData="x" * (16 * 1024 * 1024)))
@@ -259,13 +260,16 @@ async def test_devices_never_see_a_status_that_breaks_them(running_service: Runn
         await running_service.call("POST", path(account), data=event, headers=kind | {"Content-Encoding": "gzip"}),
         await running_service.call("POST", path(account)),
         await raw(running_service, head.encode() + b"Expect: miracles\r\nContent-Length: 0\r\n\r\n"),
+        await raw(running_service, head.encode() + b"Cookie: " + b"x" * 17_000 + b"\r\n\r\n"),
+        await raw(running_service, head.replace(" HTTP", "?" + "x" * 140_000 + " HTTP", 1).encode() + b"\r\n"),
     ]
 
     assert [(answer.status, answer.json) for answer in answers] == [
         bad("Could not find the instance"), bad("the body is over 16777216 bytes"),
         bad("the body cannot be read; check Content-Encoding and Content-Length"),
         bad("Only `application/json` is supported", "Invalid content type"),
-        bad("Expect: only 100-continue is supported")]
+        bad("Expect: only 100-continue is supported"),
+        bad("a header is over 16384 bytes"), bad("the request line is over 131072 bytes")]
 
 
 async def test_credentials_are_not_looked_at(running_service: Running, account: Account) -> None:

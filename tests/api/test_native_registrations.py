@@ -57,6 +57,8 @@ async def test_same_push_again_is_the_same(running_service: Running, account: Ac
     assert await push(running_service, account, body) == (200, {"msg_id": "m", "targets": 2})
     running_service.clock.ahead += 3600
     assert await push(running_service, account, reordered) == (200, {"msg_id": "m", "targets": 2})
+    assert await push(running_service, account, body | {"trace": "another", "unknown": {}}) == (
+        200, {"msg_id": "m", "targets": 2})
 
     conflict = 409, native_error("conflict", "msg_id m is registered with other content")
     for change in ({"payload": {"message": "Hello"}}, {"kind": "message"}, {"channel": "fcm"}, {"vendor": "pushy"},

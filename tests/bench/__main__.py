@@ -306,10 +306,10 @@ def _memory_row(ours: Target, client: Any, name: str, wanted: float, devices: ra
 
 
 def _used(client: Any) -> int:
-    """Memory of the data set, without buffers, when nothing is under way."""
+    """Memory of the data, its keys and their tables, without buffers of connections."""
     time.sleep(1)
-    used: int = client.memory_stats()["dataset.bytes"]
-    return used
+    stats = client.memory_stats()
+    return int(stats["total.allocated"] - stats["clients.normal"] - stats["aof.buffer"])
 
 
 # --------------------------------------------------------------------------------------------------------------- growth

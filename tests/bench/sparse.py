@@ -42,6 +42,8 @@ async def _measure(app_size: int, members: int) -> float:
 
 
 async def _used(redis: Redis) -> int:
+    """Memory of the data, its keys and their tables, without buffers of connections."""
     stats = await redis.call("MEMORY", "STATS")
     pairs = stats if isinstance(stats, dict) else dict(zip(stats[::2], stats[1::2], strict=True))
-    return int(pairs.get("dataset.bytes") or pairs[b"dataset.bytes"])
+    values = {name.decode() if isinstance(name, bytes) else name: value for name, value in pairs.items()}
+    return int(values["total.allocated"] - values["clients.normal"] - values["aof.buffer"])

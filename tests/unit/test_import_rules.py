@@ -34,7 +34,7 @@ LAYERS: Final = {
     "reports": (NOUNS | {"storage", "registry", "reports", "metrics"}, {"numpy", "orjson"}),
     # Of the stores, only the plain data that questions and answers are made of.
     "api": (NOUNS | {"storage.queries", "registry", "pipeline", "reports", "api", "metrics"},
-            {"aiohttp", "aiohttp_basicauth", "orjson"}),
+            {"aiohttp", "aiohttp_basicauth", "jwt", "orjson"}),
     "app": (EVERYTHING, {"aiohttp"}),
     "server": (EVERYTHING, {"aiohttp"}),
     "__main__": (EVERYTHING, {"orjson"}),
@@ -134,9 +134,9 @@ def test_redis_keys_are_spelled_in_one_module(module: str) -> None:
 
 
 VENDORS: Final = re.compile(r"jpush|pushy|beams|pusher", re.IGNORECASE)
-#: An app has a key for each vendor's dialect, and those have to be kept under some name.
+#: An app has a key for each vendor's dialect, and a dialect may have a limit; those have to be kept under some name.
 CREDENTIALS: Final = {"pushy_api_key", "pushy_api_key_sha256", "by_pushy_api_key", "_by_pushy_digest",
-                      "beams_instance_id", "beams_secret_key"}
+                      "beams_instance_id", "beams_secret_key", "rate_limit_pushy"}
 
 
 def identifiers(tree: ast.Module) -> Iterator[str]:
@@ -151,7 +151,7 @@ def identifiers(tree: ast.Module) -> Iterator[str]:
 @pytest.mark.parametrize("module", [
     module for module in MODULES if layer_of(module) not in ("api", "app", "server", "__main__")])
 def test_vendor_words_stop_at_the_dialects(module: str) -> None:
-    """Nothing below the dialects is named after a vendor, but for the credentials of an app."""
+    """Nothing below the dialects is named after a vendor, but for an app's keys and a dialect's settings."""
     assert {name for name in identifiers(MODULES[module]) if VENDORS.search(name)} <= CREDENTIALS
 
 
