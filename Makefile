@@ -9,7 +9,7 @@ PYTHONS := $(PYTHON) python3.11 python3.12 python3
 CODE := reportsvc tests migrations
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check coverage clean
+.PHONY: help run test check bench coverage audit clean
 
 help: ## print this menu
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -26,9 +26,20 @@ check: $(VENV)/.test ## run flake8, isort and mypy --strict
 	@$(BIN)/python -m isort --check --diff $(CODE)
 	@$(BIN)/python -m mypy $(CODE)
 
+bench: $(VENV)/.test ## measure against the limit and the naive way (15 minutes; QUICK=1 for a look)
+	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick)
+
 coverage: $(VENV)/.test ## run the tests and say which lines they never reach
 	@$(BIN)/python -m coverage run -m pytest
 	@$(BIN)/python -m coverage report
+
+audit: $(VENV)/.audit ## look for known vulnerabilities in everything that is installed (asks the advisory service)
+	@$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable >$(VENV)/audit.txt
+	@$(BIN)/python -m pip_audit --strict --no-deps --disable-pip --progress-spinner off -r $(VENV)/audit.txt || { \
+		echo "The audit did not pass: a vulnerability is listed above, or the advisory service could not" >&2; \
+		echo "be asked for every package, as it says there. It needs to reach that service itself, not a mirror of packages." >&2; \
+		exit 1; \
+	}
 
 clean: ## remove everything that was installed or built; the data in .data stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .hypothesis .coverage
@@ -44,6 +55,11 @@ $(VENV)/.test: $(VENV)/.created setup.cfg pyproject.toml
 	@echo "installing reportsvc and its test tools into $(VENV) (once)"
 	@$(PIP) --editable '.[test]'
 	@touch $@ $(VENV)/.run
+
+# Not in the test extra: it is of no use without the network.
+$(VENV)/.audit: $(VENV)/.test
+	@$(PIP) 'pip-audit>=2.10'
+	@touch $@
 
 # Some distributions take ensurepip out of Python; a pip of that Python, where there is one, fills the new .venv then.
 $(VENV)/.created:

@@ -19,7 +19,7 @@ import orjson
 
 from reportsvc import __version__
 from reportsvc.config import MAX_RATE_LIMIT, Config
-from reportsvc.errors import BadConfig, ReportError
+from reportsvc.errors import BadConfig, DataLost, ReportError, StoreUnavailable
 from reportsvc.model import App
 from reportsvc.pipeline import ledger, records
 from reportsvc.pipeline.deadletter import DeadLetters
@@ -31,6 +31,7 @@ from reportsvc.storage.redis import Redis
 
 # What serves or migrates is imported where it is used: the other commands start in half the time without it.
 if TYPE_CHECKING:
+    from reportsvc.app import Service
     from reportsvc.storage.schema import Migration
 
 log = logging.getLogger("reportsvc")
@@ -165,7 +166,7 @@ async def _serve(options: argparse.Namespace, config: Config) -> None:
 
     async def greet(url: str) -> None:
         service = app[SERVICE]
-        credentials = await _first_app(service.redis)
+        credentials = await _first_app(service)
         if credentials is not None:
             await service.apps.refresh()
         print(_greeting(url, credentials), flush=True)
@@ -176,12 +177,14 @@ async def _serve(options: argparse.Namespace, config: Config) -> None:
     log.info("stopped")
 
 
-async def _first_app(redis: Redis) -> Credentials | None:
+async def _first_app(service: Service) -> Credentials | None:
     """The app of a first start; None if there ever was one."""
-    store = AppStore(redis)
-    if await store.version():
+    if await AppStore(service.redis).version():
         return None
-    return await _make_app(redis, DEFAULT_APP)
+    if not service.is_complete:
+        raise StoreUnavailable("clickhouse", "and Redis is empty, so nobody can tell whether this is a first start or "
+                                             "Redis has lost everything; start ClickHouse first")
+    return await _make_app(service.redis, DEFAULT_APP)
 
 
 def _greeting(url: str, credentials: Credentials | None) -> str:
@@ -260,6 +263,23 @@ async def _make_app(redis: Redis, name: str, timezone: str = "UTC", vip: bool = 
     return credentials
 
 
+async def _refuse_if_lost(config: Config) -> None:
+    """Redis has no app: it must not have lost them, or a new one would take the place of an old one."""
+    from reportsvc.storage.clickhouse import ClickHouse
+    from reportsvc.storage.queries import Queries
+    from reportsvc.storage.schema import Schema
+
+    directory = config.data_dir / "clickhouse"
+    if not config.clickhouse_url and (DataDirLock.is_held(config.data_dir) or not directory.exists()):
+        return
+    clickhouse = ClickHouse(config.clickhouse_url, directory)
+    try:
+        if await Schema(clickhouse).applied() and await Queries(clickhouse).apps_version():
+            raise DataLost("redis", "apps that it had")
+    finally:
+        await clickhouse.close()
+
+
 async def _record(redis: Redis, app: App, version: int) -> None:
     """Let the durable copy follow a change."""
     await redis.run([append(0, [(1, records.app(asdict(app), version))])])
@@ -267,6 +287,8 @@ async def _record(redis: Redis, app: App, version: int) -> None:
 
 async def _create_app(options: argparse.Namespace, config: Config) -> None:
     async with _redis(config) as redis:
+        if not await AppStore(redis).version():
+            await _refuse_if_lost(config)
         credentials = await _make_app(redis, options.name, options.timezone, options.vip, options.rate_limit)
     _print(credentials.document(), as_json=options.json)
 

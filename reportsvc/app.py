@@ -19,14 +19,15 @@ from reportsvc.api import auth, beams_device, events, jpush, limits, native, ope
 from reportsvc.api.common import MAX_BODY_BYTES, failures, rewrite_paths
 from reportsvc.api.routes import ROUTES, dialect_of
 from reportsvc.config import Config
-from reportsvc.errors import StoreUnavailable
+from reportsvc.errors import DataLost, StoreUnavailable
 from reportsvc.pipeline.aggregator import Aggregator
 from reportsvc.pipeline.apply import Applier
 from reportsvc.pipeline.journal import Journal
 from reportsvc.pipeline.ledger import Ledger
 from reportsvc.pipeline.registration import Registrar
 from reportsvc.pipeline.sweep import Sweep
-from reportsvc.registry.apps import AppDirectory
+from reportsvc.registry.apps import AppDirectory, AppStore
+from reportsvc.registry.devices import DeviceRegistry, Floors
 from reportsvc.registry.pushes import PushRegistry
 from reportsvc.registry.ratelimit import RateLimiter
 from reportsvc.reports.delivery import DeliveryReport
@@ -59,11 +60,14 @@ class Service:
     clickhouse: ClickHouse
     queries: Queries
     apps: AppDirectory
+    floors: Floors
     journal: Journal
     ledger: Ledger
     registrar: Registrar
     aggregators: list[Aggregator]
     sweep: Sweep
+    #: Whether Redis was seen to have all that ClickHouse has; False if ClickHouse was away at the start.
+    is_complete: bool
 
 
 SERVICE: Final = web.AppKey("service", Service)
@@ -98,14 +102,14 @@ def _provide(app: web.Application, service: Service, clock: Clock) -> None:
     app[events.JOURNAL] = service.journal
     app[events.LEDGER] = service.ledger
     app[jpush.DELIVERY] = DeliveryReport(service.queries, clock)
-    app[jpush.STATUS] = StatusReport(service.redis, service.queries, clock)
+    app[jpush.STATUS] = StatusReport(service.redis, service.queries, clock, service.floors)
     app[jpush.FRESH] = FreshAnswers(service.redis, clock)
     app[jpush.USERS] = UsersReport(service.queries, clock)
     app[native.REGISTRAR] = service.registrar
     app[beams_device.PROFILES] = service.registrar.profiles
     app[pushy.PUSHES] = PushRegistry(service.redis, service.queries)
     app[operations.CHECKS] = {
-        "redis": lambda: service.redis.call("PING"),
+        "redis": service.apps.refresh,
         "clickhouse": service.queries.ping,
     }
 
@@ -141,16 +145,19 @@ class _Opened:
         await self._migrate(Schema(clickhouse))
         queries = Queries(clickhouse)
         limit = await small_chunk_limit(redis)
+        floors = Floors(queries)
+        is_complete = await self._compare(redis, queries, floors)
         apps = await self._started(AppDirectory(redis, self._clock))
         sweep = await self._started(Sweep(redis, queries, config.sweep_interval, self._clock))
-        applier = Applier(redis, clickhouse, apps, config.device_cache, limit)
+        applier = Applier(redis, clickhouse, apps, config.device_cache, limit, floors)
         aggregators = [await self._started(Aggregator(
             redis, applier, partition, config.linger_ms / 1000, "" if config.redis_url else _ONLY_CONSUMER))
             for partition in range(config.partitions)]
         ledger = await self._started(Ledger(redis))
         journal = await self._started(Journal(redis, config.partitions, config.journal_max_bytes, self._clock))
-        registrar = Registrar(redis, queries, journal, limit, self._clock)
-        return Service(config, redis, clickhouse, queries, apps, journal, ledger, registrar, aggregators, sweep)
+        registrar = Registrar(redis, queries, journal, limit, self._clock, floors)
+        return Service(config, redis, clickhouse, queries, apps, floors, journal, ledger, registrar, aggregators, sweep,
+                       is_complete)
 
     async def _open_redis(self) -> Redis:
         config = self._config
@@ -174,6 +181,22 @@ class _Opened:
             log.warning("migrations wait: %s", error)
             task = asyncio.create_task(_migrate_later(schema), name="migrate")
             self._closers.append(lambda: _cancelled(task))
+
+    async def _compare(self, redis: Redis, queries: Queries, floors: Floors) -> bool:
+        """Refuse to go on with a Redis that lacks what ClickHouse has. While ClickHouse is away nobody can tell: False,
+        and no device is numbered before it is back."""
+        store = AppStore(redis)
+        try:
+            await floors.load()
+            newest = await queries.apps_version()
+        except StoreUnavailable as error:
+            log.warning("whether Redis has everything will be seen later: %s", error)
+            return False
+        if await store.version() < newest:
+            raise DataLost("redis", "apps that it had")
+        for app in await store.all():
+            await DeviceRegistry(redis, floors).extent(app.id)
+        return True
 
     async def _started(self, part: Any) -> Any:
         await part.start()

@@ -196,7 +196,7 @@ class FormerKeys:
 
     master_secret_sha256: str
     pushy_api_key_sha256: str
-    beams_secret_key: str
+    beams_secret_key: str = field(repr=False)
     until: int
 
 
@@ -211,11 +211,11 @@ class App:
     master_secret_sha256: str
     pushy_api_key_sha256: str
     beams_instance_id: str
-    beams_secret_key: str
+    beams_secret_key: str = field(repr=False)
     timezone: str = "UTC"
     vip: bool = True
     #: As hexadecimal; empty for an app made before browsers could register.
-    vapid_private_key: str = ""
+    vapid_private_key: str = field(default="", repr=False)
     #: Calls to the reports a minute; None: what the service is set to.
     rate_limit: int | None = None
     former_keys: Sequence[FormerKeys] = ()

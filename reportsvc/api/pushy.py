@@ -85,9 +85,11 @@ async def find(request: web.Request, app: App) -> tuple[PushRecord, list[DeviceR
         raise InvalidPush
     if push.scheduled_at is not None and now < push.scheduled_at:
         raise Scheduled
-    if state.finished_at and now >= state.finished_at + DELIVERED_SECONDS:
+    pending = await registry.pending(app.id, push, state, "pending")
+    finished_at = 0 if pending else await registry.finished_at(app.id, push, state)
+    if finished_at and now >= finished_at + DELIVERED_SECONDS:
         raise InvalidPush
-    return push, await registry.pending(app.id, push, state, "pending")
+    return push, pending
 
 
 def render_push(push: PushRecord, pending: list[DeviceRow]) -> dict[str, Any]:

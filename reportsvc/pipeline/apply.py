@@ -23,7 +23,7 @@ from reportsvc.model import FACT_CODES, STAGES, TARGET_STAGES, App, Fact, Profil
 from reportsvc.pipeline.numbering import NEVER_QUARTER, QUARTER_SECONDS, DeviceFact, Integers, Numbering
 from reportsvc.registry.apps import AppDirectory
 from reportsvc.registry.audiences import Members
-from reportsvc.registry.devices import BUCKETS, DeviceRegistry
+from reportsvc.registry.devices import BUCKETS, DeviceRegistry, Floors
 from reportsvc.registry.messages import Messages, received_by, targets_of
 from reportsvc.registry.pushes import PushRegistry
 from reportsvc.storage import rowbinary as rb
@@ -98,24 +98,25 @@ class _Columns:
 
 @dataclass(frozen=True, slots=True)
 class _Touch:
-    """A message of the batch: its latest delivery, and the chunks of its sets that will change."""
+    """A message of the batch: its latest delivery, the chunks of its sets that change, and whether targets come."""
 
     app_id: int
     msg_id: str
     at: int
     chunks: Sequence[int]
+    adds_targets: bool
 
 
 class Applier:
     """Applies batches; see the module."""
 
     def __init__(self, redis: Redis, clickhouse: ClickHouse, apps: AppDirectory, capacity: int,
-                 small_chunk_limit: int) -> None:
+                 small_chunk_limit: int, floors: Floors | None = None) -> None:
         self._redis = redis
         self._clickhouse = clickhouse
         self._queries = Queries(clickhouse)
         self._apps = apps
-        self._registry = DeviceRegistry(redis)
+        self._registry = DeviceRegistry(redis, floors or Floors(self._queries))
         self._messages = Messages(redis)
         self._pushes = PushRegistry(redis, self._queries)
         self._numbering = Numbering(self._registry, capacity)
@@ -214,17 +215,17 @@ class Applier:
 
     # ------------------------------------------------------------------------------------------------------------- sets
     async def _store_sets(self, columns: Sequence[_Columns]) -> None:
-        undelivered = await self._touch([touch for one in columns for touch in _touches(one)])
+        pushes = await self._touch([touch for one in columns for touch in _touches(one)])
         commands = [targets_of(one.app.id, msg_id).add_chunk(chunk, offsets, self._limit)
                     for one in columns for msg_id, chunk, offsets in _chunks(one, _TARGETS)]
         commands += [received_by(one.app.id, msg_id).add_chunk(chunk, offsets, self._limit)
                      for one in columns for msg_id, chunk, offsets in _chunks(one, [_RECEIVED])]
         await self._redis.run(commands)
-        by_app: dict[int, dict[str, int]] = {}
-        for touch in undelivered:
-            by_app.setdefault(touch.app_id, {})[touch.msg_id] = touch.at
-        for app_id, deliveries in by_app.items():
-            await self._pushes.note_completions(app_id, deliveries)
+        for app_id in {touch.app_id for touch, _ in pushes}:
+            mine = [(touch, is_finished) for touch, is_finished in pushes if touch.app_id == app_id]
+            await self._pushes.note_completions(
+                app_id, {touch.msg_id: touch.at for touch, is_finished in mine if not is_finished},
+                [touch.msg_id for touch, is_finished in mine if is_finished and touch.adds_targets])
 
     async def _store_audiences(self, records: Sequence[dict[str, Any]]) -> None:
         """Add the targets that came as sets: to Redis, and to the counters a row for each chunk."""
@@ -232,24 +233,25 @@ class Applier:
         for record in records:
             app, msg_id, at = self._app(record["app"]), record["msg_id"], record["at"]
             members = Members.parse(record["members"])
-            await self._touch([_Touch(app.id, msg_id, at, list(members.chunks))])
+            await self._touch([_Touch(app.id, msg_id, at, list(members.chunks), adds_targets=True)])
             await self._redis.run(targets_of(app.id, msg_id).union(members.chunks, self._limit))
             code = Fact("target", "", record["channel"], record["kind"]).code
             rows += [_ingest_row(app.id, msg_id, code, hour_start(app.timezone, at), False,
                                  decode_chunk(chunk, part), at) for chunk, part in members.chunks.items()]
         await self._insert("ingest", _INGEST, rows)
 
-    async def _touch(self, touches: list[_Touch]) -> list[_Touch]:
-        """Note the deliveries, waiting for a sweep that is removing a message; returns those of unfinished pushes."""
-        undelivered = []
+    async def _touch(self, touches: list[_Touch]) -> list[tuple[_Touch, bool]]:
+        """Note the deliveries, waiting for a sweep that is removing a message; returns those of registered pushes, and
+        whether every target had the push before."""
+        pushes = []
         while touches:
             replies = await self._redis.run([
                 self._messages.touch(touch.app_id, touch.msg_id, touch.at, touch.chunks) for touch in touches])
-            undelivered += [touch for touch, reply in zip(touches, replies, strict=True) if reply == 1]
+            pushes += [(touch, reply == 2) for touch, reply in zip(touches, replies, strict=True) if reply > 0]
             touches = [touch for touch, reply in zip(touches, replies, strict=True) if reply == -1]
             if touches:
                 await asyncio.sleep(_REMOVAL_WAIT_SECONDS)
-        return undelivered
+        return pushes
 
     # --------------------------------------------------------------------------------------------------------- counters
     async def _store_counters(self, columns: Sequence[_Columns]) -> None:
@@ -385,13 +387,14 @@ def _touches(columns: _Columns) -> Iterator[_Touch]:
     last = np.zeros(len(names), np.int64)
     np.maximum.at(last, messages, np.array(columns.received_at, np.int64))
     in_sets = _in_sets(columns, [*_TARGETS, _RECEIVED])
+    extended = set(messages[np.isin(np.array(columns.codes, np.int64) & _STAGE_BITS, _TARGETS)].tolist())
     pairs = np.unique(messages[in_sets] << CHUNK_BITS | columns.numbers[in_sets].astype(np.int64) >> CHUNK_BITS)
     chunks: dict[int, list[int]] = {}
     for pair in pairs.tolist():
         chunks.setdefault(pair >> CHUNK_BITS, []).append(pair & (CHUNK_SIZE - 1))
     for position, name in enumerate(names):
         if name:
-            yield _Touch(columns.app.id, name, int(last[position]), chunks.get(position, ()))
+            yield _Touch(columns.app.id, name, int(last[position]), chunks.get(position, ()), position in extended)
 
 
 def _positions(words: Sequence[str]) -> tuple[Integers, list[str]]:

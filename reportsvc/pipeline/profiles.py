@@ -39,11 +39,11 @@ class ProfileRegistrar:
     otherwise. Sending anything again is safe.
     """
 
-    def __init__(self, redis: Redis, journal: Journal, small_chunk_limit: int,
+    def __init__(self, redis: Redis, devices: DeviceRegistry, journal: Journal, small_chunk_limit: int,
                  clock: Callable[[], float] = time.time) -> None:
         self._journal = journal
         self._clock = clock
-        self._devices = DeviceRegistry(redis)
+        self._devices = devices
         self._tokens = Tokens(redis)
         self._profiles = ProfileStore(redis)
         self._interests = Interests(redis, self._profiles, small_chunk_limit)

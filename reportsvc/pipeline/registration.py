@@ -22,7 +22,7 @@ from reportsvc.pipeline import records
 from reportsvc.pipeline.journal import Journal
 from reportsvc.pipeline.profiles import ProfileRegistrar
 from reportsvc.registry.audiences import Audiences, Members
-from reportsvc.registry.devices import DeviceRegistry
+from reportsvc.registry.devices import DeviceRegistry, Floors
 from reportsvc.registry.messages import Messages, targets_of
 from reportsvc.registry.pushes import MAX_IN_RECORD, PushRecord, PushRegistry
 from reportsvc.storage.device_set import CHUNK_BITS, Numbers
@@ -49,16 +49,16 @@ class Registrar:
     """Registers on behalf of senders and devices."""
 
     def __init__(self, redis: Redis, queries: Queries, journal: Journal, small_chunk_limit: int,
-                 clock: Callable[[], float] = time.time) -> None:
+                 clock: Callable[[], float] = time.time, floors: Floors | None = None) -> None:
         self._redis = redis
         self._journal = journal
         self._limit = small_chunk_limit
         self._clock = clock
-        self._devices = DeviceRegistry(redis)
+        self._devices = DeviceRegistry(redis, floors or Floors(queries))
         self._messages = Messages(redis)
         self._pushes = PushRegistry(redis, queries)
-        self._audiences = Audiences(redis)
-        self.profiles = ProfileRegistrar(redis, journal, small_chunk_limit, clock)
+        self._audiences = Audiences(redis, self._devices)
+        self.profiles = ProfileRegistrar(redis, self._devices, journal, small_chunk_limit, clock)
 
     async def register_push(self, app: App, push: Push, audience: Audience, content: bytes) -> Registration:
         """Register *push* for *audience*; *content* is what makes two registrations of one id the same.

@@ -15,13 +15,13 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 from zoneinfo import ZoneInfo, available_timezones
 
 import orjson
 
-from reportsvc.errors import BadConfig, StoreUnavailable
+from reportsvc.errors import BadConfig, DataLost, StoreUnavailable
 from reportsvc.model import App, FormerKeys
 from reportsvc.registry import vapid
 from reportsvc.registry.uses import Uses, forget_uses, last_uses
@@ -64,8 +64,8 @@ class Credentials:
     """A new app together with its secrets, which exist in clear only here."""
 
     app: App
-    master_secret: str
-    pushy_api_key: str
+    master_secret: str = field(repr=False)
+    pushy_api_key: str = field(repr=False)
 
     def document(self) -> dict[str, Any]:
         """What the command line prints."""
@@ -221,6 +221,7 @@ class AppDirectory:
         self._uses = Uses(redis, clock)
         self._clock = clock
         self._version = -1
+        self._is_lost = False
         self._looked_at = 0.0
         self._by_id: dict[int, App] = {}
         self._by_app_key: dict[str, App] = {}
@@ -257,6 +258,10 @@ class AppDirectory:
     async def _load_changes(self) -> None:
         self._looked_at = time.monotonic()
         version = await self._store.version()
+        # Numbers only grow. Whatever else Redis has lost with its apps, nothing that it says can be relied on now.
+        self._is_lost = version < self._version
+        if self._is_lost:
+            raise DataLost("redis", "apps that it had")
         if version != self._version:
             self._load(await self._store.all())
             self._version = version
@@ -307,17 +312,21 @@ class AppDirectory:
 
     async def by_instance(self, instance_id: str) -> App | None:
         """An app by its Beams instance, in any letter case."""
-        app = self._by_instance.get(instance_id)
+        app = None if self._is_lost else self._by_instance.get(instance_id)
         app = app or await self._find(lambda: self._by_instance.get(instance_id.lower()))
         if app is not None:
             self._uses.note(app.beams_instance_id)
         return app
 
     async def _find(self, look_up: Callable[[], App | None]) -> App | None:
+        if self._is_lost:
+            raise DataLost("redis", "apps that it had")
         app = look_up()
         if app is None and time.monotonic() - self._looked_at > _LOOK_AGAIN_SECONDS:
             try:
                 await self._look_again()
+            except DataLost:
+                raise
             except StoreUnavailable:
                 if not self._by_id:
                     raise  # nothing was ever loaded: "unknown" would be a guess

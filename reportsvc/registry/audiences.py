@@ -62,9 +62,9 @@ class Members:
 class Audiences:
     """The audiences of every app."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, devices: DeviceRegistry) -> None:
         self._redis = redis
-        self._devices = DeviceRegistry(redis)
+        self._devices = devices
         self._users = Users(redis, ProfileStore(redis))
 
     async def with_interests(self, app_id: int, interests: Sequence[str]) -> Members:

@@ -7,8 +7,8 @@ any size spreads over a cluster; bucket *b* of *B* gives the numbers b, b + B, b
 A deleted device keeps its number as a mark, so that its past receipts stay counted once. Events do not bring it back
 (one may be a replay from before the deletion); a registration does.
 
-If Redis lost a bucket, or the end of one, it would give numbers a second time, and every count with one of them would be
-wrong for good. :class:`Floors` notices before that: no bucket may stand below what ClickHouse has seen of it or what
+If Redis lost a bucket, or the end of one, it would give numbers a second time, and every count with one of them would
+be wrong for good. :class:`Floors` notices before that: no bucket may stand below what ClickHouse has seen of it or what
 Redis itself has told this process, and none may be begun unless ClickHouse says that it never was.
 """
 
@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -30,9 +31,9 @@ BUCKETS: Final = 64
 _COUNTERS: Final = ""
 
 # A device's value is `number * 16 + rank`, then `x<time>` if it was deleted, or `r<time>` if it came back after that.
-# ARGV: bucket, buckets, '1' to bring deleted devices back, now, how many numbers must have been given, '1' if the bucket
-# may be begun, then ids and ranks. Answers how many numbers are given, then the values; without values when they are too
-# few, and nothing when the bucket would have to be begun.
+# ARGV: bucket, buckets, '1' to bring deleted devices back, now, how many numbers must have been given, '1' if the
+# bucket may be begun, then ids and ranks. Answers how many numbers are given, then the values; without values when they
+# are too few, and nothing when the bucket would have to be begun.
 _NUMBER = Script("""
 local key, bucket, buckets, revive, now = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4]
 local counters = redis.call('HGET', key, '')
@@ -114,14 +115,15 @@ class Extent:
 class Floors:
     """How many numbers each bucket must have given at least, as far as this process knows."""
 
-    def __init__(self, queries: Queries) -> None:
+    def __init__(self, queries: Queries | None) -> None:
+        """Without *queries*, only what Redis itself has told counts."""
         self._queries = queries
         self._given: dict[tuple[int, int], int] = {}
         self._is_loaded = False
 
     async def load(self) -> None:
         """Learn what ClickHouse has seen, unless that was done since Redis last failed."""
-        if not self._is_loaded:
+        if self._queries is not None and not self._is_loaded:
             self._learn(await self._queries.numbers_given(BUCKETS))
             self._is_loaded = True
 
@@ -133,31 +135,25 @@ class Floors:
         """The floor of one bucket."""
         return self._given.get((app_id, bucket), 0)
 
-    def check(self, app_id: int, bucket: int, given: int) -> None:
-        """Take note that a bucket has given so many numbers.
+    def check(self, app_id: int, bucket: int, given: int, floor: int) -> None:
+        """Take note that a bucket has given so many numbers; *floor* is its floor from before it was asked.
 
         Raises:
             DataLost: It had given more.
         """
-        if given < self.of(app_id, bucket):
+        if given < floor:
             raise DataLost("redis", "device numbers that it had given")
-        if given:
+        if given > self.of(app_id, bucket):
             self._given[app_id, bucket] = given
 
-    async def confirm_unused(self, app_id: int, buckets: Iterable[int]) -> None:
-        """Make sure that *buckets*, which Redis does not have, never had a number.
+    async def look_up(self, app_id: int) -> None:
+        """Learn what ClickHouse has seen of one app just now.
 
-        While ClickHouse is away, what this process knows has to do: an app that is new must be able to register devices.
-
-        Raises:
-            DataLost: One of them had.
+        While ClickHouse is away, what is known has to do: a new app must be able to register devices.
         """
-        try:
-            self._learn(await self._queries.numbers_given(BUCKETS, app_id))
-        except StoreUnavailable:
-            pass
-        for bucket in buckets:
-            self.check(app_id, bucket, 0)
+        if self._queries is not None:
+            with suppress(StoreUnavailable):
+                self._learn(await self._queries.numbers_given(BUCKETS, app_id))
 
     def _learn(self, rows: Iterable[tuple[int, int, int]]) -> None:
         for app_id, bucket, given in rows:
@@ -167,23 +163,23 @@ class Floors:
 class DeviceRegistry:
     """The devices of every app, in Redis.
 
-    Every method raises :class:`DataLost` where Redis is seen to have lost numbers, if there are *floors* to see it by.
+    Every method raises :class:`DataLost` where Redis is seen, by *floors*, to have lost numbers.
     """
 
     def __init__(self, redis: Redis, floors: Floors | None = None) -> None:
-        """Nothing can be numbered without *floors*."""
         self._redis = redis
-        self._floors = floors
+        self._floors = floors or Floors(None)
 
     async def find(self, app_id: int, device_ids: Sequence[str]) -> list[Device | None]:
         """The devices with these ids, in their order; None for an id the app never had."""
         found: list[Device | None] = [None] * len(device_ids)
         places = _by_bucket(device_ids)
+        check = self._checker(app_id, places)
         replies = await self._redis.run([
             ("HMGET", devices_key(app_id, bucket), _COUNTERS, *(device_ids[position] for position in positions))
             for bucket, positions in places.items()])
         for (bucket, positions), (counters, *values) in zip(places.items(), replies, strict=True):
-            self._check(app_id, bucket, _counts(counters)[0])
+            check(bucket, _counts(counters)[0])
             for position, value in zip(positions, values, strict=True):
                 found[position] = _parse(value) if value else None
         return found
@@ -195,46 +191,49 @@ class DeviceRegistry:
         brings a deleted device back.
         """
         floors = self._floors
-        assert floors is not None, "nothing can be numbered without floors"
         await floors.load()
         device_ids = list(ranks)
         found: dict[int, Device] = {}
         places = _by_bucket(device_ids)
         may_begin = False
         while places:
+            check = self._checker(app_id, places)
+            commands = [
+                _NUMBER((devices_key(app_id, bucket),), bucket, BUCKETS, int(registering), now,
+                        floors.of(app_id, bucket), int(may_begin),
+                        *(word for position in positions
+                          for word in (device_ids[position], ranks[device_ids[position]])))
+                for bucket, positions in places.items()]
             try:
-                replies = await self._redis.run([
-                    _NUMBER((devices_key(app_id, bucket),), bucket, BUCKETS, int(registering), now,
-                            floors.of(app_id, bucket), int(may_begin),
-                            *(word for position in positions for word in (
-                                device_ids[position], ranks[device_ids[position]])))
-                    for bucket, positions in places.items()])
+                replies = await self._redis.run(commands)
             except StoreUnavailable:
                 floors.doubt()
                 raise
             for (bucket, positions), reply in zip(list(places.items()), replies, strict=True):
                 if reply is not None:
-                    floors.check(app_id, bucket, reply[0])
+                    check(bucket, reply[0])
                     found.update(zip(positions, map(_parse, reply[1:]), strict=True))
                     del places[bucket]
             if places:
-                await floors.confirm_unused(app_id, places)
+                await floors.look_up(app_id)
                 may_begin = True
         return [found[position] for position in range(len(device_ids))]
 
     async def delete(self, app_id: int, device_id: str, now: int) -> Device | None:
         """Make a device no device of the app any more; None if it never was one."""
         bucket = bucket_of(device_id)
+        check = self._checker(app_id, [bucket])
         given, *values = await self._redis.call(*_DELETE((devices_key(app_id, bucket),), device_id, now))
-        self._check(app_id, bucket, given)
+        check(bucket, given)
         return _parse(values[0]) if values else None
 
     async def extent(self, app_id: int) -> Extent:
         """How many devices there are now."""
+        check = self._checker(app_id, range(BUCKETS))
         replies = await self._redis.run([("HGET", devices_key(app_id, bucket), _COUNTERS) for bucket in range(BUCKETS)])
         counts = list(map(_counts, replies))
         for bucket, (given, _) in enumerate(counts):
-            self._check(app_id, bucket, given)
+            check(bucket, given)
         return Extent([given for given, _ in counts], [deleted for _, deleted in counts])
 
     async def bucket(self, app_id: int, bucket: int) -> AsyncIterator[tuple[str, Device]]:
@@ -248,9 +247,12 @@ class DeviceRegistry:
             if int(cursor) == 0:
                 return
 
-    def _check(self, app_id: int, bucket: int, given: int) -> None:
-        if self._floors is not None:
-            self._floors.check(app_id, bucket, given)
+    def _checker(self, app_id: int, buckets: Iterable[int]) -> Callable[[int, int], None]:
+        """What checks how many numbers each of *buckets* has given, against the floors of this moment: a reply may be
+        overtaken by another that raises them."""
+        floors = self._floors
+        before = {bucket: floors.of(app_id, bucket) for bucket in buckets}
+        return lambda bucket, given: floors.check(app_id, bucket, given, before[bucket])
 
 
 def _by_bucket(device_ids: Sequence[str]) -> dict[int, list[int]]:

@@ -60,8 +60,8 @@ local function add_chunks(key, chunks, last)
 end
 """.replace("LISTED_CHUNKS", str(_LISTED_CHUNKS))
 
-# ARGV: now, removal seconds, expiry of the hash, chunks, last chunk. Answers -1 while a sweep removes the message, else
-# 1 if it is a registered push that is not yet fully delivered, else 0.
+# ARGV: now, removal seconds, expiry of the hash, chunks, last chunk. Answers -1 while a sweep removes the message, 0 if
+# no push is registered, 1 if one is that is not yet fully delivered, 2 if one is that was.
 _TOUCH = Script(_LIBRARY + """
 local key, now = KEYS[1], tonumber(ARGV[1])
 if being_removed(key) then return -1 end
@@ -71,7 +71,7 @@ if not last or tonumber(last) < now then redis.call('HSET', key, 'l', ARGV[1]) e
 add_chunks(key, ARGV[4], ARGV[5])
 keep_until(key, ARGV[3])
 local push = redis.call('HMGET', key, 'p', 'f')
-return push[1] and not push[2] and 1 or 0
+return push[1] and (push[2] and 2 or 1) or 0
 """)
 
 # ARGV: now, removal seconds, expiry of the hash, chunks, last chunk, digest, push, expiry of the push, members. Answers
@@ -154,7 +154,7 @@ class Messages:
 
     def touch(self, app_id: int, msg_id: str, now: int, chunks: Iterable[int]) -> Command:
         """Note a delivery at *now* that will add to *chunks* of the message's sets. Replies -1 while the message is
-        being removed (wait, then ask again), 1 if its push may now be fully delivered, else 0."""
+        being removed (wait, then ask again), 0 without a push, 1 if that may now be fully delivered, 2 if it was."""
         return _TOUCH((message_key(app_id, msg_id),), now, _REMOVAL_SECONDS, dies_at(now) + _GRACE_SECONDS,
                       *_chunk_words(chunks))
 
@@ -198,6 +198,10 @@ class Messages:
     def finish(self, app_id: int, msg_id: str, now: int) -> Command:
         """Note that every target has the message; the first note stays."""
         return _FINISH((message_key(app_id, msg_id),), now)
+
+    def reopen(self, app_id: int, msg_id: str) -> Command:
+        """Take the note back: a target was added that has not got the message."""
+        return ("HDEL", message_key(app_id, msg_id), "f")
 
     async def mark_dead(self, messages: Sequence[tuple[int, str]], now: int,
                         silent_since: int) -> list[Sequence[int] | None]:

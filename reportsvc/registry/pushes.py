@@ -7,7 +7,7 @@ events of the target stages add a set.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -130,12 +130,34 @@ class PushRegistry:
             added += len(np.setdiff1d(members, _in_record(chunk, push), assume_unique=True))
         return added + (push.targets if push.ends or push.numbers else 0)
 
-    async def note_completions(self, app_id: int, deliveries: Mapping[str, int]) -> None:
+    async def note_completions(self, app_id: int, deliveries: Mapping[str, int], extended: Collection[str]) -> None:
         """Note the time of those *deliveries* (message -> time) after which every target has the push.
 
-        The pushes are searched side by side, a chunk of each at a time, and most are dropped at their first.
+        *extended* are those that were complete before and have been given targets; the note of one that is complete no
+        more is taken back.
         """
-        states = await self._messages.states(app_id, list(deliveries))
+        states = await self._messages.states(app_id, [*deliveries, *extended])
+        complete = await self._complete(app_id, states)
+        await self._redis.run([
+            *(self._messages.finish(app_id, msg_id, at) for msg_id, at in deliveries.items() if msg_id in complete),
+            *(self._messages.reopen(app_id, msg_id) for msg_id in extended if msg_id not in complete)])
+
+    async def finished_at(self, app_id: int, push: PushRecord, state: MessageState) -> int:
+        """When every target had the push; 0 if one has not. Deleting the last device that lacked it finishes it too."""
+        if state.finished_at:
+            return state.finished_at
+        complete = await self._complete(app_id, {push.msg_id: state})
+        if push.msg_id not in complete:
+            return 0
+        finished_at = max(state.last, complete[push.msg_id])
+        await self._redis.run([self._messages.finish(app_id, push.msg_id, finished_at)])
+        return finished_at
+
+    async def _complete(self, app_id: int, states: Mapping[str, MessageState]) -> dict[str, int]:
+        """The pushes among these that no device lacks, each with the last deletion of a device that did (0: none).
+
+        They are searched side by side, a chunk of each at a time, and most are dropped at their first.
+        """
         searches = [_Search(self._parse(msg_id, state), self._chunks(self._parse(msg_id, state), state))
                     for msg_id, state in states.items() if state.push]
         candidates = []
@@ -147,12 +169,13 @@ class PushRegistry:
             searches = [search for search in searches if len(search.missing) <= _FEW]
         numbers = [number for search in candidates for number in search.missing]
         rows = await self._queries.devices(app_id, numbers, "completion") if numbers else {}
-        complete = []
+        complete: dict[str, int] = {}
         for search in candidates:
-            excused = await self._excused(app_id, search.push, [rows[one] for one in search.missing if one in rows])
+            missing = [rows[number] for number in search.missing if number in rows]
+            excused = await self._excused(app_id, search.push, missing)
             if search.push.targets and excused.issuperset(search.missing):
-                complete.append(search.push.msg_id)
-        await self._redis.run([self._messages.finish(app_id, msg_id, deliveries[msg_id]) for msg_id in complete])
+                complete[search.push.msg_id] = max((row.deleted_at for row in missing), default=0)
+        return complete
 
     async def _next_pending(self, app_id: int, searches: Sequence[_Search]) -> list[Numbers]:
         """Who is pending in the next chunk of each search."""

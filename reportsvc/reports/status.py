@@ -12,7 +12,7 @@ import numpy as np
 from reportsvc.errors import BadParameter
 from reportsvc.localtime import instant, local_now
 from reportsvc.model import App, dies_at
-from reportsvc.registry.devices import Device, DeviceRegistry
+from reportsvc.registry.devices import Device, DeviceRegistry, Floors
 from reportsvc.registry.messages import received_by, targets_of
 from reportsvc.registry.pushes import PushRecord, PushRegistry
 from reportsvc.storage.device_set import contains
@@ -33,11 +33,12 @@ class Status(IntEnum):
 class StatusReport:
     """Statuses of devices."""
 
-    def __init__(self, redis: Redis, queries: Queries, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, redis: Redis, queries: Queries, clock: Callable[[], float] = time.time,
+                 floors: Floors | None = None) -> None:
         self._redis = redis
         self._queries = queries
         self._clock = clock
-        self._devices = DeviceRegistry(redis)
+        self._devices = DeviceRegistry(redis, floors)
         self._pushes = PushRegistry(redis, queries)
 
     async def statuses(self, app: App, msg_id: str, device_ids: Sequence[str], day: date | None,

@@ -54,8 +54,8 @@ LAST_DELAY: Final = 5.0
 MAX_SOCKET_PATH: Final = 100
 LOG_TAIL_BYTES: Final = 1500
 
-#: Our policies in Redis' words. Its own ``everysec`` is not ours: while it waits for the disk it confirms writes that it
-#: has not even handed to the kernel, for up to two seconds, and they are lost if it is killed then. Under ``no`` it
+#: Our policies in Redis' words. Its own ``everysec`` is not ours: while it waits for the disk it confirms writes that
+#: it has not even handed to the kernel, for up to two seconds, and they are lost if it is killed then. Under ``no`` it
 #: hands over every write before it confirms it, and :meth:`EmbeddedRedis._sync` sees to the disk.
 APPENDFSYNC: Final = {"everysec": "no", "always": "always"}
 #: What a running server can be told as well, so that an adopted one obeys the settings of today.

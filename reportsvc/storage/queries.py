@@ -127,6 +127,19 @@ class Queries:
             {"app": app_id, "numbers": list(numbers)}, label=label)
         return {row[0]: DeviceRow(*row) for row in rows}
 
+    async def numbers_given(self, buckets: int, app_id: int | None = None) -> list[tuple[int, int, int]]:
+        """App, bucket, and how many numbers of the bucket must have been given; of one app, or of all."""
+        rows = await self._clickhouse.query(
+            "SELECT app, number % {buckets:UInt32} AS bucket, max(intDiv(number, {buckets:UInt32})) + 1 FROM devices "
+            f"{'' if app_id is None else 'WHERE app = {app:UInt32} '}GROUP BY app, bucket",
+            {"buckets": buckets} | ({} if app_id is None else {"app": app_id}), label="floors")
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    async def apps_version(self) -> int:
+        """The version of the newest change of an app that is stored; 0 if none is."""
+        rows = await self._clickhouse.query("SELECT max(version) FROM apps", {}, label="floors")
+        return int(rows[0][0])
+
     async def users(self, app_id: int, starts: Sequence[int], end: int, label: str) -> list[UserCount]:
         """New, online and active devices by platform, in the periods that begin at *starts* and run to *end*.
 

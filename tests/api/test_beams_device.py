@@ -105,18 +105,22 @@ async def test_a_token_belongs_to_its_platform_and_its_app(running_service: Runn
     assert [await devices_of(running_service, one) for one in (account, other)] == [3, 3]
 
 
+NO_OBJECTS = (b"", b"{", b"[]", b"null", b'"t"', b"7", b"\xff", b'{"token":"t"', b'{"token":"\\ud800"}')
+NO_METADATA: list[Any] = ["1.0", 1, [], True, {"sdkVersion": 1}, {"sdkVersion": {"a": 1}}]
+NO_TOKENS: list[dict[str, Any]] = [{}, {"token": None}, {"token": " \t"}, {"token": 5}, {"token": ["t"]}, {"token": {}}]
+NO_BUNDLES: list[dict[str, Any]] = [{}, {"bundleIdentifier": None}, {"bundleIdentifier": ""}, {"bundleIdentifier": 1}]
+TOKEN_NAMES = {"apns": "APNs token", "fcm": "FCM token", "web": "web token"}
+# platform, body, status, answer
 BODIES: list[tuple[str, Any, int, dict[str, str]]] = [
-    *((platform, body, 400, UNREADABLE) for platform in PLATFORMS
-      for body in (b"", b"{", b"[]", b"null", b'"t"', b"7", b"\xff", b'{"token":"t"', b'{"token":"\\ud800"}')),
-    *((platform, registration(platform, "t") | {"metadata": metadata}, 400, UNREADABLE) for platform in PLATFORMS
-      for metadata in ("1.0", 1, [], True, {"sdkVersion": 1}, {"sdkVersion": {"a": 1}})),
+    *((platform, body, 400, UNREADABLE) for platform in PLATFORMS for body in NO_OBJECTS),
+    *((platform, registration(platform, "t") | {"metadata": metadata}, 400, UNREADABLE)
+      for platform in PLATFORMS for metadata in NO_METADATA),
     *((platform, registration(platform, "") | body, 400, error("Bad request", f"Missing {name}"))
-      for platform, name in zip(PLATFORMS, ("APNs token", "FCM token", "web token"))
-      for body in ({}, {"token": None}, {"token": " \t"}, {"token": 5}, {"token": ["t"]}, {"token": {}})),
+      for platform, name in TOKEN_NAMES.items() for body in NO_TOKENS),
     *((platform, registration(platform, "t" * 4097), 401, error("Unauthorized", f"Incorrect {name} supplied"))
-      for platform, name in zip(PLATFORMS, ("APNs token", "FCM token", "web token"))),
+      for platform, name in TOKEN_NAMES.items()),
     *(("apns", {"token": "t"} | body, 400, error("Bad request", "Missing App Bundle Identifier"))
-      for body in ({}, {"bundleIdentifier": None}, {"bundleIdentifier": ""}, {"bundleIdentifier": 1})),
+      for body in NO_BUNDLES),
 ]
 
 
@@ -198,7 +202,8 @@ async def operate(service: Running, account: Account, name: str, instance: str =
                               **({} if body is None else {"json": body}))
 
 
-@pytest.mark.parametrize("instance", ["x", "0", NOBODY + "0", NOBODY[:-1], NOBODY.replace("-", ""), "%20", "g" + NOBODY[1:]])
+@pytest.mark.parametrize("instance", [
+    "x", "0", NOBODY + "0", NOBODY[:-1], NOBODY.replace("-", ""), "%20", "g" + NOBODY[1:]])
 async def test_malformed_instance(running_service: Running, account: Account, instance: str) -> None:
     """An instance id that is none is 400 everywhere, before anything else is looked at."""
 
@@ -237,10 +242,10 @@ async def test_instance_is_looked_at_before_body_and_fields(running_service: Run
                                             headers={"Content-Type": content_type})
         return answer.json["description"]
 
-    own = account.app.beams_instance_id
-    assert [await attempt("x", b"[", "text/plain"), await attempt("x", b"[", "application/json"),
-            await attempt(NOBODY, b"[", "application/json"), await attempt(own, b"[", "application/json"),
-            await attempt(own, b"{}", "application/json"), await attempt(own, b'{"token":"t"}', "application/json")] == [
+    own, json = account.app.beams_instance_id, "application/json"
+    assert [await attempt("x", b"[", "text/plain"), await attempt("x", b"[", json), await attempt(NOBODY, b"[", json),
+            await attempt(own, b"[", json), await attempt(own, b"{}", json),
+            await attempt(own, b'{"token":"t"}', json)] == [
         "Only application/json is supported", "instance-id given is not valid", "Could not find the instance",
         "Failed to read body as a JSON object", "Missing APNs token", "Missing App Bundle Identifier"]
 
@@ -259,10 +264,11 @@ async def test_unknown_device(running_service: Running, account: Account, device
         answers, (404, DEVICE_NOT_FOUND))
 
 
-@pytest.mark.parametrize("device_id", ["a" * 257, "fcm-%00", "fcm%20", "fcm-%C3%A9", "fcm-%FF", "%7B%7D", "a%2Fb", "fcm:1"])
+@pytest.mark.parametrize("device_id", [
+    "a" * 257, "fcm-%00", "fcm%20", "fcm-%C3%A9", "fcm-%FF", "%7B%7D", "a%2Fb", "fcm:1"])
 async def test_malformed_device_id(running_service: Running, account: Account, device_id: str) -> None:
-    """An id that no server gives is called so where the tables have a row for it, and is unknown elsewhere; deleting it
-    succeeds, because a phone would repeat it for ever."""
+    """An id that no server gives is called so where the tables have a row for it, and is unknown elsewhere; deleting
+    it succeeds, because a phone would repeat it for ever."""
 
     answers = {name: await operate(running_service, account, name, device=f"fcm/{device_id}")
                for name in ABOUT_A_DEVICE}
@@ -276,7 +282,7 @@ async def test_malformed_device_id(running_service: Running, account: Account, d
         "delete": (200, b"")}
 
 
-async def test_a_device_is_found_with_its_own_platform_and_app_only(running_service: Running, account: Account) -> None:
+async def test_a_device_has_one_platform_and_one_app(running_service: Running, account: Account) -> None:
     """Under another platform, or in another app, a device is unknown, and nobody can delete it there."""
 
     other = await running_service.make_account(f"other {uuid.uuid4()}")
@@ -315,13 +321,16 @@ INTEREST_MISSING = error("Incomplete Request", "interest-name param is missing f
 
 @pytest.mark.parametrize("method, path, expected", [
     ("POST", "/instances//devices/apns", INSTANCE_MISSING), ("POST", "/instances/devices/fcm", INSTANCE_MISSING),
-    ("GET", "/instances//devices/fcm/fcm-1", INSTANCE_MISSING), ("GET", "/instances//web-vapid-public-key", INSTANCE_MISSING),
+    ("GET", "/instances//devices/fcm/fcm-1", INSTANCE_MISSING),
+    ("GET", "/instances//web-vapid-public-key", INSTANCE_MISSING),
     ("DELETE", "/instances//devices/fcm/fcm-1", INSTANCE_MISSING),
     ("PUT", "/instances//devices/fcm/fcm-1/user", INSTANCE_MISSING),
     ("POST", "/instances//devices/fcm/fcm-1/interests/a", INSTANCE_MISSING),
     ("GET", "/instances/{}/devices/apns/", DEVICE_MISSING), ("GET", "/instances/{}/devices/fcm", DEVICE_MISSING),
-    ("DELETE", "/instances/{}/devices/fcm/", DEVICE_MISSING), ("PUT", "/instances/{}/devices/fcm//metadata", DEVICE_MISSING),
-    ("PUT", "/instances/{}/devices/fcm//token", DEVICE_MISSING), ("PUT", "/instances/{}/devices/apns//user", DEVICE_MISSING),
+    ("DELETE", "/instances/{}/devices/fcm/", DEVICE_MISSING),
+    ("PUT", "/instances/{}/devices/fcm//metadata", DEVICE_MISSING),
+    ("PUT", "/instances/{}/devices/fcm//token", DEVICE_MISSING),
+    ("PUT", "/instances/{}/devices/apns//user", DEVICE_MISSING),
     ("GET", "/instances/{}/devices/web//interests", DEVICE_MISSING),
     ("PUT", "/instances/{}/devices/web//interests", DEVICE_MISSING),
     ("POST", "/instances/{}/devices/fcm//interests/a", DEVICE_MISSING),
@@ -569,17 +578,15 @@ async def test_any_user_of_164_characters(running_service: Running, account: Acc
 
 
 HOUR = 3600
+NO_EXPIRATION = error("Bad Request", "Missing expiration (exp) field in JWT")
+BAD_SUBJECT = error("Bad Request", "JWT subject (sub) must be between 1-164 characters long")
+NO_SUBJECTS = {"empty": "", "too long": "a" * 165, "number": 5, "list": ["a"], "half a pair": "\ud800"}
+# name -> claims (times from now), status, answer
 CLAIMS: dict[str, tuple[dict[str, Any], int, dict[str, str]]] = {
-    "no expiration": ({"exp": None}, 400, error("Bad Request", "Missing expiration (exp) field in JWT")),
-    "expiration is no number": ({"exp": "soon"}, 400, error("Bad Request", "Missing expiration (exp) field in JWT")),
-    "expiration is a truth": ({"exp": True}, 400, error("Bad Request", "Missing expiration (exp) field in JWT")),
-    "expiration is endless": ({"exp": float("inf")}, 400, error("Bad Request", "Missing expiration (exp) field in JWT")),
-    "expiration is no number at all": (
-        {"exp": float("nan")}, 400, error("Bad Request", "Missing expiration (exp) field in JWT")),
+    **{f"expiration {value}": ({"exp": value}, 400, NO_EXPIRATION)
+       for value in (None, "soon", True, float("inf"), float("nan"))},
     "no subject": ({"sub": None}, 400, error("Bad Request", "Missing subject (sub) field in JWT")),
-    **{f"subject {label}": ({"sub": subject}, 400, error(
-        "Bad Request", "JWT subject (sub) must be between 1-164 characters long"))
-       for label, subject in {"empty": "", "too long": "a" * 165, "number": 5, "list": ["a"], "half a pair": "\ud800"}.items()},
+    **{f"subject {label}": ({"sub": subject}, 400, BAD_SUBJECT) for label, subject in NO_SUBJECTS.items()},
     "no issuer": ({"iss": None}, 400, error("Bad Request", "Missing issuer (iss) field in JWT")),
     "empty issuer": ({"iss": ""}, 400, error("Bad Request", "Missing issuer (iss) field in JWT")),
     **{f"issuer {issuer}": ({"iss": issuer}, 403, error("Forbidden", "Invalid JWT issuer"))
@@ -656,7 +663,8 @@ HEADERS: dict[str, tuple[Header, dict[str, str]]] = {
 
 @pytest.mark.parametrize("name", HEADERS)
 async def test_tokens_that_are_not_the_apps(running_service: Running, account: Account, name: str) -> None:
-    """No token, no JWT, one that somebody else signed, or signed otherwise than with HS256: 401, whatever it claims."""
+    """No token, no JWT, one that somebody else signed, or signed otherwise than with HS256: 401, whatever it claims.
+    """
 
     header, expected = HEADERS[name]
     phone = await register(running_service, account)
@@ -860,11 +868,13 @@ async def test_pages(running_service: Running, account: Account) -> None:
         assert seen == names
 
 
+NO_LIMITS = ("0", "101", "-1", "1.5", "ten", "", "1e1", "%201", "99999999999999999999", "\u0661")
+NO_CURSORS = ("!", "a", "YQ=", "YWI_!", "IA", "_w", "a" * 300, "\u00e4", "YQ%3D%3D%3D")
+
+
 @pytest.mark.parametrize("query, text", [
-    *((f"limit={limit}", "limit given is not valid") for limit in ("0", "101", "-1", "1.5", "ten", "", "1e1", "%201",
-                                                                   "99999999999999999999", "\u0661")),
-    *((f"cursor={cursor}", "cursor given is not valid") for cursor in ("!", "a", "YQ=", "YWI_!", "IA", "_w", "a" * 300,
-                                                                       "\u00e4", "YQ%3D%3D%3D"))])
+    *((f"limit={limit}", "limit given is not valid") for limit in NO_LIMITS),
+    *((f"cursor={cursor}", "cursor given is not valid") for cursor in NO_CURSORS)])
 async def test_malformed_limit_and_cursor(running_service: Running, account: Account, query: str, text: str) -> None:
     """A limit is a number of 1 to 100, a cursor what a page gave out."""
 
@@ -877,8 +887,7 @@ async def test_malformed_limit_and_cursor(running_service: Running, account: Acc
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_cursors_neither_lose_nor_repeat_while_the_set_changes(running_service: Running, account: Account,
-                                                                     seed: int) -> None:
+async def test_cursors_while_the_set_changes(running_service: Running, account: Account, seed: int) -> None:
     """Between pages, interests before, at and after the cursor come and go: each that was there all the time is listed
     exactly once, none twice, and none that never was."""
 
@@ -936,7 +945,7 @@ async def test_app_that_was_made_before_browsers_could_register(running_service:
         404, error("Not found", "this app was made before browsers could register; make a new one"))
 
 
-# --------------------------------------------------------------------------------------------------------- delete a user
+# -------------------------------------------------------------------------------------------------------- delete a user
 async def delete_user(service: Running, account: Account, user: str, api: str = "customer_api",
                       secret: str = "") -> Answer:
     """What a server SDK sends; *user* as it stands in the path."""
@@ -969,7 +978,8 @@ async def test_delete_user(running_service: Running, account: Account, api: str)
 
 @pytest.mark.parametrize("user, path", [
     ("a/b", "a/b"), ("a/b", "a%2Fb"), ("a//b", "a//b"), ("a/", "a/"), ("Stop!' said Fred", "Stop!'%20said%20Fred"),
-    ("\u4e2d\u6587", "%E4%B8%AD%E6%96%87"), ("100%", "100%25"), ("a?b", "a%3Fb"), ("a+b", "a+b"), ("a" * 164, "a" * 164)])
+    ("\u4e2d\u6587", "%E4%B8%AD%E6%96%87"), ("100%", "100%25"), ("a?b", "a%3Fb"), ("a+b", "a+b"),
+    ("a" * 164, "a" * 164)])
 async def test_user_is_deleted_whatever_his_id(running_service: Running, account: Account, user: str,
                                                path: str) -> None:
     """An id is taken from the path as the SDKs write it there: slashes left alone by one, encoded by another."""
@@ -1028,7 +1038,7 @@ async def test_path_without_a_user_is_404_in_json(running_service: Running, acco
     assert (answer.status, answer.json) == (404, error("Not found", "there is nothing at this path"))
 
 
-# -------------------------------------------------------------------------------------------------- what the reports see
+# ------------------------------------------------------------------------------------------------- what the reports see
 async def users_today(service: Running, account: Account) -> dict[str, dict[str, int]]:
     """New, online and active devices of today, by platform."""
     await service.applied()

@@ -61,6 +61,20 @@ async def test_two_apps_with_the_same_ids(running_service: Running, account: Acc
         2, 1, "second", {"new": 1, "online": 1, "active": 1}, 0, 1, 2)
 
 
+async def test_answers_kept_for_one_app_are_not_anothers(running_service: Running, account: Account) -> None:
+    """Two apps with as many changes each, asking the same at the same time again and again, get their own numbers."""
+
+    other = await running_service.make_account("other")
+    for one, count in ((account, 2), (other, 3)):
+        await running_service.send(one, *reached("m", "received", count, "android"))
+
+    for _ in range(3):
+        received = [await running_service.call("GET", "/v3/received?msg_ids=m", one) for one in (account, other)]
+        messages = [await running_service.call("GET", "/v3/messages?msg_ids=m", one) for one in (account, other)]
+        assert [answer.json[0]["android_received"] for answer in received] == [2, 3]
+        assert [answer.json[0]["android"]["received"] for answer in messages] == [2, 3]
+
+
 async def test_another_apps_key_sees_and_moves_nothing(running_service: Running, account: Account,
                                                        clock: Clock) -> None:
     """With another app's valid key every path answers as if nothing existed, and changes nothing of the first app."""

@@ -92,7 +92,8 @@ async def test_deleted_device_is_not_of_the_app(running_service: Running, accoun
     await running_service.call("DELETE", "/v1/devices/a", account)
     assert await ask(running_service, account, "m", "a") == {"a": 2}
 
-    await running_service.send(account, receipt)
+    # The second tells something new of the device, for which the registry is asked.
+    await running_service.send(account, receipt, receipt | {"platform": "android"})
     assert await ask(running_service, account, "m", "a") == {"a": 2}
 
     await running_service.call("POST", "/v1/devices", account, json={"device_id": "a", "platform": "android"})

@@ -86,7 +86,7 @@ async def test_longer_periods_are_unions_not_sums(running_service: Running, acco
 
     hours = await ask(running_service, account, "HOUR", f"{date} 07", 5)
     days = await ask(running_service, account, "DAY", (day - timedelta(days=1)).strftime("%Y-%m-%d"), 2)
-    months = await ask(running_service, account, "MONTH", (day - timedelta(days=31)).strftime("%Y-%m"), 2)
+    months = await ask(running_service, account, "MONTH", (day - timedelta(days=1)).strftime("%Y-%m"), 2)
 
     assert hours["items"] == [
         {"time": f"{date} 07"}, {"time": f"{date} 08", "android": {"online": 1}},

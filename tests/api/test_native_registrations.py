@@ -79,6 +79,22 @@ async def test_push_registered_at_once_by_many(running_service: Running, account
     assert [answer for _, answer in answers] == [{"msg_id": "m", "targets": 100}] * 8
 
 
+async def test_different_pushes_of_one_id_at_once(running_service: Running, account: Account) -> None:
+    """Of many who register one id for different pushes at the same moment one is told 201, and all others 409."""
+
+    bodies = [{"msg_id": "m", "payload": number, "audience": {"device_ids": [f"device{number}"]}}
+              for number in range(8)]
+
+    answers = await asyncio.gather(*(push(running_service, account, body) for body in bodies))
+
+    won = [number for number, (status, _) in enumerate(answers) if status == 201]
+    assert len(won) == 1
+    assert [answer for number, answer in enumerate(answers) if number != won[0]] == [
+        (409, native_error("conflict", "msg_id m is registered with other content"))] * 7
+    assert (await record(running_service, account, "m"))["payload"] == won[0]
+    assert (await record(running_service, account, "m"))["pending_devices"] == [f"device{won[0]}"]
+
+
 async def test_id_is_made_where_none_is_given(running_service: Running, account: Account) -> None:
     """A push without ``msg_id`` gets one of 24 hex digits, another each time; an integer is the string of its digits.
     """

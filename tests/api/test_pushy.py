@@ -250,6 +250,52 @@ async def test_delivered_push_is_gone_after_two_days(running_service: Running, a
     assert (answer.status, answer.json) == INVALID
 
 
+async def test_push_given_more_targets_is_there_again(running_service: Running, account: Account,
+                                                      clock: Clock) -> None:
+    """A push that every device had is not over once it is meant for one more; the two days begin with that one."""
+
+    # clock       0      1 d                  3 d              5 d
+    # targets     a      b
+    # receipts    a                           b (the last)
+    # push        there ..........................................gone
+    await register(running_service, account, "m", {"device_ids": ["a"]})
+    await receive(running_service, account, "m", "a")
+    clock.ahead += DAY
+    await running_service.call("POST", "/v1/pushes/m/targets", account, json=["b"])
+    await running_service.applied()
+    clock.ahead += 2 * DAY
+    assert await pending(running_service, account, "m") == ["b"]
+
+    await receive(running_service, account, "m", "b")
+    clock.ahead += 2 * DAY - 60
+    assert await pending(running_service, account, "m") == []
+
+    clock.ahead += 120
+    answer = await ask(running_service, account, "m")
+    assert (answer.status, answer.json) == INVALID
+
+
+async def test_deletion_of_the_last_pending_device_delivers_a_push(running_service: Running, account: Account,
+                                                                   clock: Clock) -> None:
+    """Two days after the last device that lacked it was deleted, a push is gone, whoever asked or not."""
+
+    # clock       0      1 d                3 d
+    # receipts    a
+    # deleted            b
+    # push        there ....................gone
+    await register(running_service, account, "m", {"device_ids": ["a", "b"]})
+    await receive(running_service, account, "m", "a")
+    clock.ahead += DAY
+    await running_service.call("DELETE", "/v1/devices/b", account)
+    await running_service.applied()
+    clock.ahead += 2 * DAY - 60
+    assert await pending(running_service, account, "m") == []
+
+    clock.ahead += 120
+    answer = await ask(running_service, account, "m")
+    assert (answer.status, answer.json) == INVALID
+
+
 async def test_undelivered_push_stays_until_it_expires(running_service: Running, account: Account,
                                                        clock: Clock) -> None:
     """While one device lacks it, a push is there for the whole of its time."""

@@ -77,7 +77,8 @@ def single_event(scale: Scale) -> Iterator[Row]:
         rounds = [(measure(limit), measure(ours.url), measure(naive)) for _ in range(scale.rounds)]
     of_limit = statistics.median(mine.requests_per_second / top.requests_per_second for top, mine, _ in rounds)
     of_naive = statistics.median(mine.requests_per_second / low.requests_per_second for _, mine, low in rounds)
-    rates = " / ".join(f"{statistics.median(one[side].requests_per_second for one in rounds):,.0f}" for side in (0, 1, 2))
+    rates = " / ".join(
+        f"{statistics.median(one[side].requests_per_second for one in rounds):,.0f}" for side in (0, 1, 2))
     errors = sum(mine.errors for _, mine, _ in rounds)
     yield Row("single event, durable 200, 64 connections", f"{of_limit:.2f} of the limit, {of_naive:.1f}x naive",
               ">= 0.90 of the limit", of_limit >= 0.90 and not errors,
@@ -131,8 +132,8 @@ def batches(scale: Scale) -> Iterator[Row]:
         yield Row("batches of 1 000, visible, sustained", f"{visible:,.0f} events/s, {visible / low:.0f}x naive",
                   ">= 150 000 events/s and >= 25x naive, backlog not growing",
                   visible >= 150_000 and visible >= 25 * low and growth < visible and not sent.errors,
-                  f"{elapsed:.0f} s; a handler that only parses {parsed:,.0f}/s; raw ClickHouse insert of the same rows "
-                  f"{raw:,.0f}/s; naive {low:,.0f}/s; backlog grew by {growth:,.0f}; errors {sent.errors}")
+                  f"{elapsed:.0f} s; a handler that only parses {parsed:,.0f}/s; raw ClickHouse insert of the same "
+                  f"rows {raw:,.0f}/s; naive {low:,.0f}/s; backlog grew by {growth:,.0f}; errors {sent.errors}")
         yield _freshness(ours, bodies, visible / 2, scale.sustained_seconds / 2)
 
 
@@ -271,7 +272,8 @@ def memory(scale: Scale) -> Iterator[Row]:
     with service() as ours:
         client = redis_py.Redis.from_url(ours.redis_url)
         _register(ours, scale.devices)
-        yield _memory_row(ours, client, f"broadcast to {scale.devices:,}", 0.2, range(scale.devices), {"audience": "all"})
+        yield _memory_row(ours, client, f"broadcast to {scale.devices:,}", 0.2, range(scale.devices),
+                          {"audience": "all"})
         single = 2000
         before = _used(client)
         for number in range(single):
@@ -290,7 +292,8 @@ def _sparse(scale: Scale) -> Iterator[Row]:
     size = scale.large_app
     for count, wanted in ((size // 100, 5.0), (min(1000, size // 100), 25.0)):
         each = bytes_each(size, count)
-        yield Row(f"Redis: {count:,} of {size:,} devices", f"{each:.1f} bytes each", f"<= {wanted:g}", each <= wanted, "")
+        yield Row(f"Redis: {count:,} of {size:,} devices", f"{each:.1f} bytes each", f"<= {wanted:g}",
+                  each <= wanted, "")
 
 
 def _memory_row(ours: Target, client: Any, name: str, wanted: float, devices: range, push: dict[str, Any]) -> Row:
@@ -325,8 +328,8 @@ def growth(scale: Scale) -> Iterator[Row]:
             ours.settle()
             rates.append((ours.ledger()["applied"] - before["applied"]) / (time.monotonic() - started))
     ratio = rates[1] / rates[0]
-    yield Row(f"batch ingest, {scale.large_app:,} known devices against 100 000", f"{ratio:.2f}", ">= 0.8", ratio >= 0.8,
-              f"{rates[0]:,.0f} and {rates[1]:,.0f} events/s")
+    yield Row(f"batch ingest, {scale.large_app:,} known devices against 100 000", f"{ratio:.2f}", ">= 0.8",
+              ratio >= 0.8, f"{rates[0]:,.0f} and {rates[1]:,.0f} events/s")
     with service() as ours:
         _register(ours, scale.devices)
         small, large = [f"s{number}" for number in range(5)], [f"l{number}" for number in range(5)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -24,6 +23,8 @@ from reportsvc.storage.redis import Redis, journal_key
 from tests.faults.oracle import Oracle, in_batches, send_all, send_while, stream
 from tests.pipeline.story import Story
 from tests.support.service import Account, Clock, Running, eventually
+
+DAY = 86400
 
 
 class Fuse:
@@ -151,29 +152,47 @@ async def test_story_without_a_fault(running_service: Running, account: Account,
     await story.tell()
     await running_service.applied()
     await story.check()
+    clock.ahead += 2 * DAY
+    await story.check_later()
 
 
-async def test_kill_after_any_step_changes_nothing(bench: Bench, clock: Clock) -> None:
+# the 1st   |-- dies after its 1st call             the last  |-- all that they left -->
+# the 2nd      |------ dies after its 2nd call
+# the 3rd         |------------ dies after its 3rd call  …
+async def test_kill_after_any_step_changes_nothing(bench: Bench, clock: Clock,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever an aggregator dies, another one does the rest: the answers are the same, and the ledger balances."""
-    async def is_over() -> bool:
-        return bench.fuse.blown > 0 or await bench.is_balanced()
-
-    for call in itertools.count(1):
-        story = Story(bench.running, clock, await bench.running.make_account(f"app {call}"))
+    stories: list[Story] = []
+    monkeypatch.setattr(aggregator_module, "_TAKEOVER_MILLISECONDS", 3_600_000)
+    is_complete = False
+    while not is_complete:
+        story = Story(bench.running, clock, await bench.running.make_account(f"app {len(stories)}"))
+        stories.append(story)
+        before = await ledger.read(bench.running.service.redis, 1)
         await story.tell()
+        accepted = (await ledger.read(bench.running.service.redis, 1))["accepted"] - before["accepted"]
         # A call has two steps. Dying before one is dying after the one before it, so every other step will do.
-        bench.fuse.set(2 * call - 1, asyncio.CancelledError)
-        async with bench.aggregating("first"):
+        bench.fuse.set(2 * len(stories) - 1, asyncio.CancelledError)
+
+        async def is_over() -> bool:
+            nonlocal is_complete
+            counts = await ledger.read(bench.running.service.redis, 1)
+            is_complete = counts["applied"] == before["applied"] + accepted and not bench.fuse.blown
+            return is_complete or bench.fuse.blown > 0
+
+        async with bench.aggregating(f"number {len(stories)}"):
             await eventually(is_over)
-        is_complete = not bench.fuse.blown
         bench.fuse.unset()
-        # Every other time the new process has the name of the dead one; else it has to take over.
-        async with bench.aggregating("first" if call % 2 else "second"):
-            await eventually(bench.is_balanced)
+    assert len(stories) > 20, "the story is too short to test anything"
+
+    monkeypatch.setattr(aggregator_module, "_TAKEOVER_MILLISECONDS", 0)
+    async with bench.aggregating("the last"):
+        await eventually(bench.is_balanced)
+    for story in stories:
         await story.check()
-        if is_complete:
-            break
-    assert call > 20, "the story is too short to test anything"
+    clock.ahead += 2 * DAY
+    for story in stories:
+        await story.check_later()
 
 
 async def test_failure_of_any_call_changes_nothing(bench: Bench, clock: Clock, account: Account) -> None:
@@ -185,6 +204,8 @@ async def test_failure_of_any_call_changes_nothing(bench: Bench, clock: Clock, a
         await eventually(bench.is_balanced, seconds=30)
     assert bench.fuse.blown > 40, "the story is too short to test anything"
     await story.check()
+    clock.ahead += 2 * DAY
+    await story.check_later()
 
 
 # ------------------------------------------------------------------------------------------------------- many of them

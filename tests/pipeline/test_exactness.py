@@ -137,6 +137,11 @@ class Model:
             elif push.complete_since is None:
                 push.complete_since = now
 
+    def forget(self) -> None:
+        """A month without a delivery has passed."""
+        self.facts.clear()
+        self.pushes.clear()
+
     # ------------------------------------------------------------------------------------------------ what it answers
     def reached(self, msg_id: str, *stages: str, before: int | None = None) -> set[str]:
         """The devices that reached one of *stages*."""
@@ -536,59 +541,69 @@ STEPS: Final[st.SearchStrategy[Step]] = st.one_of(
 
 
 # --------------------------------------------------------------------------------------------------------------- checks
-async def answers(app: App) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Every report as it is answered, and as the model has it."""
-    model, now = app.model, app.now
-    msg_ids = [*map(str, MESSAGES), "unheard-of"]
-    device_ids = [*sorted(DEVICES), "unheard-of"]
-    today = model.local(now, "%Y-%m-%d")
-    dates = sorted({model.local(moment, "%Y-%m-%d") for moment in [
-        *(fact.time for fact in model.facts), *model.first_seen.values(), *model.deleted.values()]})
-    dates = [date for date in dates if model.local(now - 59 * DAY, "%Y-%m-%d") <= date <= today]
-    dates = dates[:2] + dates[2:][-3:]
-    asked: dict[str, tuple[Any, Any]] = {}
+class Question(NamedTuple):
+    """A call, and what the model has for an answer."""
 
-    async def ask(name: str, expected: Any, method: str, path: str, **options: Any) -> None:
-        answer = await app.call(method, path, **options)
-        asked[name] = answer.json, expected
+    expected: Any
+    method: str
+    path: str
+    options: dict[str, Any] = {}
 
-    def users(unit: str, form: str, times: Sequence[str]) -> Any:
-        items = model.users(form, times)
-        expected = {"time_unit": unit, "start": times[0], "duration": len(times), "items": items}
-        return ask(f"users {unit} {times[0]}", expected, "GET", "/v3/users", params={
-            "time_unit": unit, "start": times[0], "duration": str(len(times))})
 
-    def status(msg_id: str, date: str | None) -> Any:
-        expected = {device_id: {"status": model.past_status(msg_id, device_id, date) if date
-                                else model.status(msg_id, device_id)} for device_id in device_ids}
-        return ask(f"status {msg_id} {date}", expected, "POST", "/v3/status/message", json={
-            "msg_id": msg_id, "registration_ids": device_ids} | ({"date": date} if date else {}))
-
-    midnight = datetime.fromisoformat(today)
-    last_month = (midnight.replace(day=1) - timedelta(days=1)).strftime("%Y-%m")
-    joined = ",".join(msg_ids)
-    await asyncio.gather(
-        ask("received", [model.received(msg_id) for msg_id in msg_ids], "GET", f"/v3/received?msg_ids={joined}"),
-        ask("messages", [model.messages(msg_id) for msg_id in msg_ids], "GET", f"/v3/messages?msg_ids={joined}"),
-        users("DAY", "%Y-%m-%d", [f"{midnight - timedelta(days=days):%Y-%m-%d}" for days in range(59, -1, -1)]),
-        users("MONTH", "%Y-%m", [last_month, today[:7]]),
-        *(users("HOUR", "%Y-%m-%d %H", [f"{date} {hour:02}" for hour in range(24)]) for date in dates),
-        *(status(msg_id, date) for msg_id in msg_ids for date in [None, *dates[:-1]]),
-        *(ask(f"push {msg_id}", model.push(msg_id, now), "GET",
-              f"/pushes/{msg_id}?api_key={app.account.pushy_api_key}") for msg_id in msg_ids))
-    for name, (answer, _) in asked.items():
-        if name.startswith("push ") and "push" in answer:
+async def check(app: App, questions: Mapping[str, Question]) -> None:
+    """Ask all *questions* at once; every answer is the model's."""
+    answers = await asyncio.gather(*(app.call(one.method, one.path, **one.options) for one in questions.values()))
+    found = {name: answer.json for name, answer in zip(questions, answers, strict=True)}
+    for answer in found.values():
+        if "push" in answer:
             pending = answer["push"]["pending_devices"]
             answer["push"]["pending_devices"] = set(pending)
             assert len(pending) == len(set(pending))
-    return ({name: answer for name, (answer, _) in asked.items()},
-            {name: expected for name, (_, expected) in asked.items()})
+
+    assert found == {name: question.expected for name, question in questions.items()}
 
 
-async def check(app: App) -> None:
-    """Every report says what the model says."""
-    actual, expected = await answers(app)
-    assert actual == expected
+def about_messages(app: App) -> dict[str, Question]:
+    """What is to be known of the messages now."""
+    msg_ids, device_ids = [*map(str, MESSAGES), "unheard-of"], [*sorted(DEVICES), "unheard-of"]
+    model, joined = app.model, ",".join(msg_ids)
+    questions = {
+        "received": Question([model.received(one) for one in msg_ids], "GET", f"/v3/received?msg_ids={joined}"),
+        "messages": Question([model.messages(one) for one in msg_ids], "GET", f"/v3/messages?msg_ids={joined}")}
+    for msg_id in msg_ids:
+        questions[f"push {msg_id}"] = Question(
+            model.push(msg_id, app.now), "GET", f"/pushes/{msg_id}?api_key={app.account.pushy_api_key}")
+        questions[f"status {msg_id}"] = Question(
+            {device_id: {"status": model.status(msg_id, device_id)} for device_id in device_ids},
+            "POST", "/v3/status/message", {"json": {"msg_id": msg_id, "registration_ids": device_ids}})
+    return questions
+
+
+def about_the_past(app: App) -> dict[str, Question]:
+    """What is to be known of days gone by; of at most five on which something happened."""
+    model, questions = app.model, {}
+    today = datetime.fromisoformat(model.local(app.now, "%Y-%m-%d"))
+    days = sorted({model.local(moment, "%Y-%m-%d") for moment in [
+        *(fact.time for fact in model.facts), *model.first_seen.values(), *model.deleted.values()]
+        if moment > app.now - 59 * DAY})
+    days = days[:2] + days[2:][-3:]
+
+    def users(unit: str, form: str, periods: Sequence[str]) -> None:
+        questions[f"users by {unit} from {periods[0]}"] = Question(
+            {"time_unit": unit, "start": periods[0], "duration": len(periods), "items": model.users(form, periods)},
+            "GET", "/v3/users", {"params": {
+                "time_unit": unit, "start": periods[0], "duration": str(len(periods))}})
+
+    users("DAY", "%Y-%m-%d", [f"{today - timedelta(days=ago):%Y-%m-%d}" for ago in range(59, -1, -1)])
+    users("MONTH", "%Y-%m", [f"{today.replace(day=1) - timedelta(days=1):%Y-%m}", f"{today:%Y-%m}"])
+    for day in days:
+        users("HOUR", "%Y-%m-%d %H", [f"{day} {hour:02}" for hour in range(24)])
+    for day, msg_id in itertools.product([day for day in days if day < f"{today:%Y-%m-%d}"], map(str, MESSAGES)):
+        questions[f"status {msg_id} on {day}"] = Question(
+            {device_id: {"status": model.past_status(msg_id, device_id, day)} for device_id in DEVICES},
+            "POST", "/v3/status/message", {"json": {
+                "msg_id": msg_id, "registration_ids": list(DEVICES), "date": day}})
+    return questions
 
 
 # ----------------------------------------------------------------------------------------------------------------- test
@@ -612,7 +627,8 @@ NUMBERS: Final = itertools.count()
        steps=st.lists(st.tuples(st.integers(0, 1), STEPS), min_size=1, max_size=14))
 async def test_every_report_is_exact(service: Running, timezones: tuple[str, str], pause: int,
                                      steps: list[tuple[int, Step]]) -> None:
-    """After anything that can happen to two apps with the same ids, each report of each app equals its model."""
+    """After anything that can happen to two apps with the same ids, each report of each app equals its model: at once,
+    two days later, when pushes that everybody has are gone, and a month later, when all messages are forgotten."""
     service.clock.ahead += pause
     apps = [App(service, await service.make_account(f"app {next(NUMBERS)}", timezone), Model(timezone))
             for timezone in timezones]
@@ -622,6 +638,13 @@ async def test_every_report_is_exact(service: Running, timezones: tuple[str, str
     await service.applied()
 
     for app in apps:
-        await check(app)
+        await check(app, about_messages(app) | about_the_past(app))
+    service.clock.ahead += 2 * DAY
+    for app in apps:
+        await check(app, about_messages(app))
+    service.clock.ahead += 31 * DAY
+    for app in apps:
+        app.model.forget()
+        await check(app, about_messages(app))
     counts = await ledger.read(service.service.redis, service.service.config.partitions)
     assert (counts["accepted"], counts["dead"]) == (counts["applied"], 0)

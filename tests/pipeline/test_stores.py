@@ -22,7 +22,8 @@ from tests.support.service import Account, Clock, Running, running
 DAY = 86400
 #: Ids that a careless encoding would break: in SQL, in a parameter, in a URL, in a tab-separated value.
 ODD_IDS = ["it's", 'say "hi"', "back\\slash", "\\'; DROP TABLE delivery; --", "tab\there", "new\nline", "null\x00byte",
-           "100%", "{msg_ids:Array(String)}", "[1]", "\\N", "☃ 雪", "e\u0301", "\U0001f514", "a" * 256, "0", "-1", "null"]
+           "100%", "{msg_ids:Array(String)}", "[1]", "\\N", "☃ 雪", "e\u0301", "\U0001f514", "a" * 256, "0", "-1",
+           "null"]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -60,6 +61,8 @@ async def test_every_kind_of_record_and_report(service: Running, account: Accoun
     await story.tell()
     await service.applied()
     await story.check()
+    clock.ahead += 2 * DAY
+    await story.check_later()
 
 
 async def test_stream_is_counted_exactly(service: Running, account: Account) -> None:
@@ -74,8 +77,8 @@ async def test_stream_is_counted_exactly(service: Running, account: Account) -> 
 
 async def test_large_requests_are_counted(service: Running, account: Account) -> None:
     """Ten thousand devices in one request, and a second request with the same ones and as many more."""
-    events = [{"msg_id": f"m{number % 3}", "stage": "received", "device_id": f"device-{number:05}",
-               "platform": "android", "user_id": f"user-{number % 100}"} for number in range(20_000)]
+    events = [{"msg_id": f"m{number % 3}", "stage": "received", "device_id": f"fcm-{number:05}"}
+              for number in range(20_000)]
     await service.send(account, *events[:10_000])
     await service.send(account, *events)
 

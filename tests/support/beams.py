@@ -1,4 +1,4 @@
-"""Devices as the Beams Device API knows them, for tests: what an SDK calls, and the tokens that an app's server signs."""
+"""Devices of the Beams Device API, for tests: what an SDK calls, and the tokens that an app's server signs."""
 
 from __future__ import annotations
 
