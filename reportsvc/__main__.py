@@ -75,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("--down", type=_steps, metavar="N", default=0, help="undo the newest N migrations")
     migrate.set_defaults(run=_migrate)
 
+    rebuild = commands.add_parser("rebuild", help="restore a Redis that has lost its data, from ClickHouse")
+    rebuild.add_argument("--force", action="store_true", help="first remove what Redis has left, all but the journal")
+    rebuild.set_defaults(run=_rebuild)
+
     _add_apps(commands)
 
     count = commands.add_parser("ledger", help="show how many events were received, accepted, applied, rejected, dead")
@@ -243,6 +247,23 @@ async def _migrate(options: argparse.Namespace, config: Config) -> None:
 def _describe(migration: Migration, down: bool) -> str:
     statements = migration.down if down else migration.up
     return "\n\n".join([f"-- {migration.number:04} {migration.name}", *(f"{one};" for one in statements)])
+
+
+# -------------------------------------------------------------------------------------------------------------- rebuild
+async def _rebuild(options: argparse.Namespace, config: Config) -> None:
+    from reportsvc.pipeline.rebuild import Rebuild
+    from reportsvc.storage.clickhouse import ClickHouse
+    from reportsvc.storage.schema import Schema
+
+    with DataDirLock(config.data_dir):
+        async with _redis(config) as redis:
+            clickhouse = ClickHouse(config.clickhouse_url, config.data_dir / "clickhouse")
+            try:
+                await Schema(clickhouse).up()
+                counts = await Rebuild(redis, clickhouse, lambda line: print(line, flush=True)).run(force=options.force)
+            finally:
+                await clickhouse.close()
+    print("restored " + ", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
 # ----------------------------------------------------------------------------------------------------------------- apps

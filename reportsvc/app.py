@@ -24,6 +24,7 @@ from reportsvc.pipeline.aggregator import Aggregator
 from reportsvc.pipeline.apply import Applier
 from reportsvc.pipeline.journal import Journal
 from reportsvc.pipeline.ledger import Ledger
+from reportsvc.pipeline.presence import Presence
 from reportsvc.pipeline.registration import Registrar
 from reportsvc.pipeline.sweep import Sweep
 from reportsvc.registry.apps import AppDirectory, AppStore
@@ -147,6 +148,7 @@ class _Opened:
         limit = await small_chunk_limit(redis)
         floors = Floors(queries)
         is_complete = await self._compare(redis, queries, floors)
+        await self._started(Presence(redis))
         apps = await self._started(AppDirectory(redis, self._clock))
         sweep = await self._started(Sweep(redis, queries, config.sweep_interval, self._clock))
         applier = Applier(redis, clickhouse, apps, config.device_cache, limit, floors)

@@ -46,7 +46,7 @@ class _Connection(RequestHandler):
     Bodies have their own deadline where they are read; see ``read_body``.
     """
 
-    __slots__ = ("_line", "_head_bytes", "_wire", "_send_deadline")
+    __slots__ = ("_line", "_head_bytes", "_expects_head", "_wire", "_send_deadline")
 
     def __init__(self, manager: Server, **options: Any) -> None:
         super().__init__(manager, **options)
@@ -54,6 +54,8 @@ class _Connection(RequestHandler):
         self._line = b""
         #: What is here of a head that is not complete.
         self._head_bytes = 0
+        #: Whether the timer is that of a head.
+        self._expects_head = False
         self._wire: asyncio.Transport | None = None
         self._send_deadline: asyncio.TimerHandle | None = None
 
@@ -83,6 +85,8 @@ class _Connection(RequestHandler):
         super().data_received(data)
         if waiter.done():
             self._head_bytes = 0
+            if self._expects_head:
+                self._stop_timer()
         elif data:
             self._wait_for_head(waiter, len(data))
 
@@ -97,10 +101,16 @@ class _Connection(RequestHandler):
 
     def _expect_head(self) -> None:
         # The parent's timer for idle connections, set to another time: one timer a connection is enough.
-        if self._keepalive_handle is not None:
-            self._keepalive_handle.cancel()
+        self._stop_timer()
+        self._expects_head = True
         self._next_keepalive_close_time = self._loop.time() + HEAD_SECONDS
         self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+
+    def _stop_timer(self) -> None:
+        self._expects_head = False
+        if self._keepalive_handle is not None:
+            self._keepalive_handle.cancel()
+            self._keepalive_handle = None  # the parent sets it again after the answer
 
     def pause_writing(self) -> None:
         """More waits to be sent than should."""

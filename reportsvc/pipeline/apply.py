@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -39,6 +40,7 @@ _DEVICES: Final = ("app", "number", "device_id", "platform_rank", "first_seen", 
 _USERS: Final = ("app", "number", "user_id", "told_at")
 _PUSHES: Final = ("app", "msg_id", "record", "expires_at", "registered_at")
 _APPS: Final = ("app", "record", "version")
+_COMPLETIONS: Final = ("app", "msg_id", "finished_at", "version")
 _PROFILES: Final = ("app", "number", "device_id", "gateway", "token", "bundle_id", "metadata", "user_id", "named_user",
                     "interests_since", "deleted", "version")
 _INTERESTS: Final = ("app", "number", "interest", "subscribed", "version")
@@ -170,8 +172,8 @@ class Applier:
         quarters = np.where(columns.seen, np.array(columns.times, np.int64) // QUARTER_SECONDS, NEVER_QUARTER)
         for position, rank in columns.ranks.items():
             ranks[position] = rank
-        for position, time in columns.first_seen.items():
-            quarters[position] = min(int(quarters[position]), time // QUARTER_SECONDS)
+        for position, seconds in columns.first_seen.items():
+            quarters[position] = min(int(quarters[position]), seconds // QUARTER_SECONDS)
         columns.numbers, columns.facts = await self._numbering.resolve(
             columns.app.id, columns.device_ids, ranks, quarters, max(columns.received_at, default=0))
 
@@ -223,9 +225,12 @@ class Applier:
         await self._redis.run(commands)
         for app_id in {touch.app_id for touch, _ in pushes}:
             mine = [(touch, is_finished) for touch, is_finished in pushes if touch.app_id == app_id]
-            await self._pushes.note_completions(
+            noted = await self._pushes.note_completions(
                 app_id, {touch.msg_id: touch.at for touch, is_finished in mine if not is_finished},
                 [touch.msg_id for touch, is_finished in mine if is_finished and touch.adds_targets])
+            await self._insert("completions", _COMPLETIONS, [
+                b"".join((rb.uint32(app_id), rb.string(msg_id), rb.uint32(at), rb.uint64(time.time_ns())))
+                for msg_id, at in noted.items()])
 
     async def _store_audiences(self, records: Sequence[dict[str, Any]]) -> None:
         """Add the targets that came as sets: to Redis, and to the counters a row for each chunk."""
@@ -233,8 +238,9 @@ class Applier:
         for record in records:
             app, msg_id, at = self._app(record["app"]), record["msg_id"], record["at"]
             members = Members.parse(record["members"])
-            await self._touch([_Touch(app.id, msg_id, at, list(members.chunks), adds_targets=True)])
-            await self._redis.run(targets_of(app.id, msg_id).union(members.chunks, self._limit))
+            chunks = {} if record["in_record"] else members.chunks
+            await self._touch([_Touch(app.id, msg_id, at, list(chunks), adds_targets=True)])
+            await self._redis.run(targets_of(app.id, msg_id).union(chunks, self._limit))
             code = Fact("target", "", record["channel"], record["kind"]).code
             rows += [_ingest_row(app.id, msg_id, code, hour_start(app.timezone, at), False,
                                  decode_chunk(chunk, part), at) for chunk, part in members.chunks.items()]
@@ -263,7 +269,8 @@ class Applier:
     async def _store_pushes(self, records: Sequence[dict[str, Any]]) -> None:
         await self._insert("pushes", _PUSHES, [
             b"".join((rb.uint32(record["app"]), rb.string(record["msg_id"]),
-                      rb.string(orjson.dumps(record["record"]).decode()), rb.uint32(record["expires_at"]),
+                      rb.string(orjson.dumps(record["record"] | {"digest": record.get("digest", "")}).decode()),
+                      rb.uint32(record["expires_at"]),
                       rb.uint32(record["at"]))) for record in records])
         for record in records:
             if record["record"].get("ends"):

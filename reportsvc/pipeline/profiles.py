@@ -175,15 +175,15 @@ class ProfileRegistrar:
     async def delete(self, app: App, device_id: str) -> bool:
         """Make a device no device of the app any more, and remove its profile; False if it never was one.
 
-        The profile goes last, as everything else is found through it: a deletion that breaks off is completed by its
-        repetition.
+        The profile goes last but one, as everything else is found through it: a deletion that breaks off is completed
+        by its repetition.
         """
         at, now = self._now()
         left = await self._profiles.leave(app.id, device_id, now)
         if left is not None:
             profile, interests = left
             await self._interests.drop(app.id, profile.number, interests)
-            await self._users.leave(app.id, profile)
+            await self._users.leave(app.id, profile, now)
             if profile.token:
                 await self._tokens.release(app.id, profile.gateway, profile.token, device_id)
         device = await self._devices.delete(app.id, device_id, at)
@@ -195,6 +195,7 @@ class ProfileRegistrar:
         await self._append(*gone)
         if left is not None:
             await self._profiles.erase(app.id, device_id)
+            await self._users.gone(app.id, left[0])
         return True
 
     async def delete_user(self, app: App, user_id: str) -> None:
@@ -202,13 +203,15 @@ class ProfileRegistrar:
         at, now = self._now()
         for device_id in await self._users.signed_in(app.id, user_id):
             profile, = await self._profiles.load(app.id, [device_id])
-            if profile is not None and profile.user_id == user_id:
+            if profile is not None and profile.user_id == user_id or profile is None and await self._profiles.gateway(
+                    app.id, device_id):  # a deletion that broke off
                 await self.delete(app, device_id)
             else:
                 await self._users.settle(app.id, device_id, user_id)
         profiles = await self._users.unname(app.id, user_id, now)
         if profiles:
             await self._append(records.profiles(app.id, profiles, at, seen=False))
+            await self._users.drop(app.id, user_id, profiles)
 
     async def _saved(self, app: App, changed: Changed | None, at: int) -> None:
         if changed is None:

@@ -65,10 +65,10 @@ def targets(app_id: int, msg_id: str, kind: str, channel: str, device_ids: Seque
 
 
 def audience(app_id: int, msg_id: str, kind: str, channel: str, members: Mapping[str, str],
-             registered_at: int) -> bytes:
-    """Devices that a push is meant for, as numbers: each chunk of 65 536 with its members in base64."""
+             registered_at: int, *, in_record: bool) -> bytes:
+    """The same as numbers: each chunk of 65 536 with its members in base64."""
     return _dump({"type": "audience", "app": app_id, "at": registered_at, "msg_id": msg_id, "kind": kind,
-                  "channel": channel, "members": dict(members)})
+                  "channel": channel, "members": dict(members), "in_record": in_record})
 
 
 def profiles(app_id: int, changed: Iterable[Profile], at: int, *, seen: bool) -> bytes:
@@ -90,10 +90,11 @@ def interests(app_id: int, profile: Profile, names: Sequence[str], at: int, *, s
                   "interests": list(names)})
 
 
-def push(app_id: int, msg_id: str, record: dict[str, Any], expires_at: int, registered_at: int) -> bytes:
-    """A push as registered; ``ends`` in *record* makes everyone below it a target."""
+def push(app_id: int, msg_id: str, record: dict[str, Any], digest: str, expires_at: int, registered_at: int) -> bytes:
+    """A push as registered, with the *digest* of what was sent; ``ends`` in *record* makes everyone below it a target.
+    """
     return _dump({"type": "push", "app": app_id, "at": registered_at, "msg_id": msg_id, "record": record,
-                  "expires_at": expires_at})
+                  "digest": digest, "expires_at": expires_at})
 
 
 def app(record: dict[str, Any], version: int) -> bytes:

@@ -78,20 +78,22 @@ class Registrar:
         if audience.everyone:
             extent = await self._devices.extent(app.id)
             ends, targets = extent.given, extent.alive
+        few = [] if targets > MAX_IN_RECORD else numbers.tolist() or members.numbers.tolist()
         record = PushRecord(push.msg_id, push.vendor, push.created_at, push.expires_at, push.scheduled_at, push.payload,
-                            push.kind, push.channel, targets, now, ends,
-                            numbers.tolist() if len(numbers) <= MAX_IN_RECORD else ())
+                            push.kind, push.channel, targets, now, ends, few)
         claim = await self._messages.claim(
             app.id, push.msg_id, digest, record.pack(), now=now, expires_at=push.expires_at,
-            chunks=[] if record.numbers else [*_chunks(numbers), *members.chunks], members=members.dump())
+            chunks=[] if few else [*_chunks(numbers), *members.chunks], members=b"" if few else members.dump())
         if claim.digest != digest:
             raise Conflict(_CONFLICT.format(push.msg_id))
         record = PushRecord.unpack(push.msg_id, claim.push)
         await self._store_targets(app, record, device_ids, numbers, now)
         if claim.members:
             await self._store_members(app, record, Members.load(claim.members))
+        elif record.numbers and not device_ids:
+            await self._journal_members(app, record, Members.of(np.array(record.numbers, np.uint32)), in_record=True)
         await self._journal.append_record(records.push(
-            app.id, push.msg_id, record.document(), record.expires_at, record.registered_at))
+            app.id, push.msg_id, record.document(), digest, record.expires_at, record.registered_at))
         return Registration(push.msg_id, record.targets, claim.is_new)
 
     async def add_targets(self, app: App, msg_id: str, device_ids: Sequence[str]) -> int:
@@ -149,11 +151,15 @@ class Registrar:
         return Members()
 
     async def _store_members(self, app: App, push: PushRecord, members: Members) -> None:
-        for part in members.parts(_CHUNKS_A_RECORD):
-            await self._journal.append_record(records.audience(
-                app.id, push.msg_id, push.kind, push.channel, part.document(), push.registered_at))
+        await self._journal_members(app, push, members, in_record=False)
         await self._redis.run(targets_of(app.id, push.msg_id).union(members.chunks, self._limit))
         await self._redis.run([self._messages.settled(app.id, push.msg_id)])
+
+    async def _journal_members(self, app: App, push: PushRecord, members: Members, *, in_record: bool) -> None:
+        for part in members.parts(_CHUNKS_A_RECORD):
+            await self._journal.append_record(records.audience(
+                app.id, push.msg_id, push.kind, push.channel, part.document(), push.registered_at,
+                in_record=in_record))
 
 
 def _chunks(numbers: Numbers) -> list[int]:

@@ -14,7 +14,7 @@ import math
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 from zoneinfo import ZoneInfo, available_timezones
@@ -33,6 +33,7 @@ _REFRESH_SECONDS: Final = 0.5
 #: An unknown key may belong to an app made a moment ago; it is looked for at once, but no more often than this.
 _LOOK_AGAIN_SECONDS: Final = 0.1
 _VERSION: Final = "v"
+_LAST_ID: Final = "n"
 
 # ARGV: name, JSON without the id. Answers the id and the version, or nothing when the name is taken.
 _CREATE = Script("""
@@ -93,6 +94,15 @@ class AppStore:
             fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=True))
         apps = [app_of(orjson.loads(value)) for key, value in pairs if key.isdigit()]
         return sorted(apps, key=lambda app: app.id)
+
+    async def clear(self) -> None:
+        """Forget every app, for :meth:`restore` to bring back."""
+        await self._redis.call("UNLINK", apps_key())
+
+    async def restore(self, records: Mapping[int, str], version: int, last_id: int) -> None:
+        """Put back the JSON of every app at once; *version* and *last_id* are the largest there ever were."""
+        words = [word for app_id, record in records.items() for word in (app_id, record)]
+        await self._redis.call("HSET", apps_key(), _VERSION, version, _LAST_ID, last_id, *words)
 
     async def create(self, name: str, *, timezone: str = "UTC", vip: bool = True,
                      rate_limit: int | None = None) -> tuple[Credentials, int]:
@@ -259,9 +269,12 @@ class AppDirectory:
         self._looked_at = time.monotonic()
         version = await self._store.version()
         # Numbers only grow. Whatever else Redis has lost with its apps, nothing that it says can be relied on now.
-        self._is_lost = version < self._version
+        was_lost, self._is_lost = self._is_lost, version < self._version
         if self._is_lost:
-            raise DataLost("redis", "apps that it had")
+            lost = DataLost("redis", "apps that it had")
+            if not was_lost:
+                log.error("%s", lost)
+            raise lost
         if version != self._version:
             self._load(await self._store.all())
             self._version = version

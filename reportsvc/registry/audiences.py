@@ -19,7 +19,7 @@ from reportsvc.registry.devices import DeviceRegistry
 from reportsvc.registry.interests import subscribers
 from reportsvc.registry.profiles import ProfileStore
 from reportsvc.registry.users import Users
-from reportsvc.storage.device_set import Numbers, chunks_below, count_of, split, union_of
+from reportsvc.storage.device_set import Numbers, chunk_of, chunks_below, count_of, decode_chunk, split, union_of
 from reportsvc.storage.redis import Redis
 
 #: Chunks read in one round trip: 4 MiB of bitmaps at most.
@@ -34,6 +34,17 @@ class Members:
 
     def __len__(self) -> int:
         return sum(map(count_of, self.chunks.values()))
+
+    @classmethod
+    def of(cls, numbers: Numbers) -> Members:
+        """The set of *numbers*, in any order."""
+        return cls({chunk: chunk_of(offsets) for chunk, offsets, _ in split(numbers)})
+
+    @property
+    def numbers(self) -> Numbers:
+        """The members, ascending; for small sets."""
+        parts = [decode_chunk(chunk, members) for chunk, members in sorted(self.chunks.items())]
+        return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
 
     def parts(self, chunks: int) -> Iterator[Members]:
         """The same in parts of up to so many *chunks*."""
@@ -84,6 +95,4 @@ class Audiences:
 
     async def of_users(self, app_id: int, user_ids: Iterable[str]) -> Members:
         """The devices of *user_ids* now."""
-        numbers = await self._users.numbers(app_id, dict.fromkeys(user_ids))
-        distinct: Numbers = np.unique(np.array(numbers, np.uint32))
-        return Members({chunk: union_of([offsets]) for chunk, offsets, _ in split(distinct)})
+        return Members.of(np.array(await self._users.numbers(app_id, dict.fromkeys(user_ids)), np.uint32))

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 
 from reportsvc.errors import DataLost, StoreUnavailable
 from reportsvc.storage.queries import Queries
-from reportsvc.storage.redis import Redis, Script, devices_key
+from reportsvc.storage.redis import Command, Redis, Script, devices_key
 
 #: More buckets spread a large app better; fewer make a status call of a thousand devices cheaper.
 BUCKETS: Final = 64
@@ -247,6 +247,18 @@ class DeviceRegistry:
             if int(cursor) == 0:
                 return
 
+    def restore(self, app_id: int, devices: Mapping[str, Device]) -> list[Command]:
+        """What writes *devices* as they are; :meth:`restore_counters` has to follow."""
+        words: dict[int, list[Any]] = {}
+        for device_id, device in devices.items():
+            words.setdefault(bucket_of(device_id), []).extend((device_id, _value(device)))
+        return [("HSET", devices_key(app_id, bucket), *pairs) for bucket, pairs in words.items()]
+
+    def restore_counters(self, app_id: int, given: Sequence[int], deleted: Sequence[int]) -> list[Command]:
+        """What writes how many numbers each bucket has given, and how many of them are deleted."""
+        return [("HSET", devices_key(app_id, bucket), _COUNTERS, f"{given[bucket]}:{deleted[bucket]}")
+                for bucket in range(BUCKETS) if given[bucket]]
+
     def _checker(self, app_id: int, buckets: Iterable[int]) -> Callable[[int, int], None]:
         """What checks how many numbers each of *buckets* has given, against the floors of this moment: a reply may be
         overtaken by another that raises them."""
@@ -282,6 +294,14 @@ def _parse(value: bytes) -> Device:
     assert match, f"a device's value in Redis reads {value!r}"
     packed, mark, time = int(match[1]), match[2], int(match[3] or 0)
     return Device(packed >> 4, packed & 15, time if mark == b"x" else 0, time if mark == b"r" else 0)
+
+
+def _value(device: Device) -> str:
+    """Undo :func:`_parse`."""
+    packed = device.number << 4 | device.rank
+    if device.deleted_at:
+        return f"{packed}x{device.deleted_at}"
+    return f"{packed}r{device.returned_at}" if device.returned_at else f"{packed}"
 
 
 def _pairs(fields: Any) -> Iterable[tuple[bytes, bytes]]:

@@ -21,7 +21,7 @@ from reportsvc.storage.device_set import DeviceSet
 from reportsvc.storage.redis import Command, Redis, Script, message_key, message_set_key
 
 #: A dead message waits this long for the sweep before Redis itself drops its hash; far more than a sweep's interval.
-_GRACE_SECONDS: Final = 7 * 86400
+GRACE_SECONDS: Final = 7 * 86400
 #: A mark older than this was left by a sweep that died.
 _REMOVAL_SECONDS: Final = 60
 
@@ -155,7 +155,7 @@ class Messages:
     def touch(self, app_id: int, msg_id: str, now: int, chunks: Iterable[int]) -> Command:
         """Note a delivery at *now* that will add to *chunks* of the message's sets. Replies -1 while the message is
         being removed (wait, then ask again), 0 without a push, 1 if that may now be fully delivered, 2 if it was."""
-        return _TOUCH((message_key(app_id, msg_id),), now, _REMOVAL_SECONDS, dies_at(now) + _GRACE_SECONDS,
+        return _TOUCH((message_key(app_id, msg_id),), now, _REMOVAL_SECONDS, dies_at(now) + GRACE_SECONDS,
                       *_chunk_words(chunks))
 
     async def digest(self, app_id: int, msg_id: str) -> str:
@@ -172,7 +172,7 @@ class Messages:
         Raises:
             StoreUnavailable: The message is dead and being removed at this very moment.
         """
-        keep = max(dies_at(now), expires_at) + _GRACE_SECONDS
+        keep = max(dies_at(now), expires_at) + GRACE_SECONDS
         reply = await self._redis.call(*_CLAIM((message_key(app_id, msg_id),), now, _REMOVAL_SECONDS, keep,
                                                *_chunk_words(chunks), digest, push, expires_at, members))
         if reply is None:

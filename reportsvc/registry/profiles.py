@@ -20,7 +20,7 @@ import orjson
 
 from reportsvc.errors import Conflict, NotFound, TooLarge
 from reportsvc.model import MAX_INTERESTS, Profile
-from reportsvc.storage.redis import Redis, Script, interests_key, profile_key
+from reportsvc.storage.redis import Command, Redis, Script, interests_key, profile_key
 
 _LIBRARY: Final = """
 local key, names, now = KEYS[1], KEYS[2], ARGV[1]
@@ -54,14 +54,14 @@ advance()
 return answer(1)
 """)
 
-# ARGV: now, user. Takes a user that a sender named off the device, and the profile away if that was all of it.
+# ARGV: now, user. Takes a user that a sender named off the device.
 _UNNAME = Script(_LIBRARY + """
-if redis.call('HGET', key, 'w') ~= ARGV[2] then return false end
-redis.call('HDEL', key, 'w')
-advance()
-local after = answer(1)
-if redis.call('HEXISTS', key, 'p') == 0 then redis.call('UNLINK', key) end
-return after
+if redis.call('EXISTS', key) == 0 then return false end
+if redis.call('HGET', key, 'w') == ARGV[2] then
+  redis.call('HDEL', key, 'w')
+  advance()
+end
+return answer(1)
 """)
 
 # ARGV: now, how many interests a device may have, names.
@@ -184,7 +184,7 @@ class ProfileStore:
         return [_changed(device_id, reply) for device_id, reply in zip(users, replies, strict=True)]
 
     async def unname(self, app_id: int, device_ids: Sequence[str], user: str, now: int) -> list[Profile]:
-        """Take a user that a sender named off these devices; the profiles that changed."""
+        """Take a user that a sender named off these devices; their profiles now."""
         replies = await self._redis.run([_UNNAME(_keys(app_id, device_id), now, user) for device_id in device_ids])
         return [_parse(device_id, reply[1])
                 for device_id, reply in zip(device_ids, replies, strict=True) if reply is not None]
@@ -244,6 +244,22 @@ class ProfileStore:
         start = f"({after}" if after else "-"
         return _names(await self._redis.call(
             "ZRANGEBYLEX", interests_key(app_id, device_id), start, "+", "LIMIT", 0, limit))
+
+    # ---------------------------------------------------------------------------------------------------------- rebuild
+    def restore(self, app_id: int, profile: Profile) -> Command:
+        """What writes a profile as it is."""
+        fields = {"n": profile.number, "p": profile.gateway, "t": profile.token, "i": profile.bundle_id,
+                  "m": orjson.dumps(dict(profile.metadata)) if profile.gateway else "", "u": profile.user_id,
+                  "w": profile.named_user, "z": profile.interests_since or "", "v": profile.version}
+        return ("HSET", profile_key(app_id, profile.device_id), *_words(
+            {name: None if value == "" else value for name, value in fields.items()}))
+
+    def restore_interests(self, app_id: int, device_id: str, names: Sequence[str], version: int) -> list[Command]:
+        """What adds interests to a restored profile, and gives it the *version* of their latest change."""
+        commands: list[Command] = [("HSET", profile_key(app_id, device_id), "v", version)]
+        if names:
+            commands.append(("ZADD", interests_key(app_id, device_id), *(word for name in names for word in (0, name))))
+        return commands
 
     # ---------------------------------------------------------------------------------------------------------- removal
     async def leave(self, app_id: int, device_id: str, now: int) -> tuple[Profile, list[str]] | None:

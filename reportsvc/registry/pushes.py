@@ -130,17 +130,21 @@ class PushRegistry:
             added += len(np.setdiff1d(members, _in_record(chunk, push), assume_unique=True))
         return added + (push.targets if push.ends or push.numbers else 0)
 
-    async def note_completions(self, app_id: int, deliveries: Mapping[str, int], extended: Collection[str]) -> None:
+    async def note_completions(self, app_id: int, deliveries: Mapping[str, int],
+                               extended: Collection[str]) -> dict[str, int]:
         """Note the time of those *deliveries* (message -> time) after which every target has the push.
 
         *extended* are those that were complete before and have been given targets; the note of one that is complete no
-        more is taken back.
+        more is taken back. Returns what is noted now, 0 for a note taken back.
         """
         states = await self._messages.states(app_id, [*deliveries, *extended])
         complete = await self._complete(app_id, states)
+        finished = {msg_id: at for msg_id, at in deliveries.items() if msg_id in complete}
+        reopened = [msg_id for msg_id in extended if msg_id not in complete]
         await self._redis.run([
-            *(self._messages.finish(app_id, msg_id, at) for msg_id, at in deliveries.items() if msg_id in complete),
-            *(self._messages.reopen(app_id, msg_id) for msg_id in extended if msg_id not in complete)])
+            *(self._messages.finish(app_id, msg_id, at) for msg_id, at in finished.items()),
+            *(self._messages.reopen(app_id, msg_id) for msg_id in reopened)])
+        return finished | dict.fromkeys(reopened, 0)
 
     async def finished_at(self, app_id: int, push: PushRecord, state: MessageState) -> int:
         """When every target had the push; 0 if one has not. Deleting the last device that lacked it finishes it too."""

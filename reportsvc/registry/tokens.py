@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from reportsvc.storage.redis import Redis, Script, tokens_key
+from reportsvc.storage.redis import Command, Redis, Script, tokens_key
 
 #: As many as the device registry has, for the same reasons.
 BUCKETS: Final = 64
@@ -41,6 +41,11 @@ class Tokens:
         key, digest = _place(app_id, gateway, token)
         owner: bytes = await self._redis.call(*_CLAIM((key,), digest, device_id, instead_of))
         return owner.decode()
+
+    def restore(self, app_id: int, gateway: str, token: str, device_id: str) -> Command:
+        """What writes whose the token is."""
+        key, digest = _place(app_id, gateway, token)
+        return ("HSET", key, digest, device_id)
 
     async def release(self, app_id: int, gateway: str, token: str, device_id: str) -> None:
         """The token is not that device's any more; if it is another's, it stays so."""

@@ -6,9 +6,10 @@ can send one, and a push to a user may be private.
 
 A device's profile and the list of its user are on different keys, so no transaction holds them together. A device that
 signs in takes a place in the list first, which is where the limit is, then its profile is written, then the place is
-made good; one that leaves or changes hands leaves the list first. A sign-in that breaks off is completed by its
-repetition; one that is never repeated holds a place that counts for nothing, and is given up when it is needed. Whoever
-has written a list looks at the profile afterwards, and writes what it says now if somebody else changed it meanwhile.
+made good. One that changes hands leaves the list first; one that is deleted falls back to a place, and leaves when its
+profile is gone, so that the deletion of a user who is deleted once more finds what was left of the first time. A place
+is in no audience, and is given up when it is old and needed. Whoever has written a list looks at the profile
+afterwards, and writes what it says now if somebody else changed it meanwhile.
 """
 
 from __future__ import annotations
@@ -116,20 +117,35 @@ class Users:
         return [change.after for change in done]
 
     async def unname(self, app_id: int, user_id: str, now: int) -> list[Profile]:
-        """Take a user off every device that a sender named him for; what has changed."""
-        key = named_key(app_id, user_id)
-        device_ids = [device_id.decode() for device_id in await self._redis.call("HKEYS", key)]
-        if not device_ids:
-            return []
-        await self._redis.call("HDEL", key, *device_ids)
+        """Take a user off every device that a sender named him for; they are on his list until :meth:`drop`."""
+        device_ids = [device_id.decode() for device_id in await self._redis.call("HKEYS", named_key(app_id, user_id))]
         return await self._profiles.unname(app_id, device_ids, user_id, now)
 
+    async def drop(self, app_id: int, user_id: str, profiles: Iterable[Profile]) -> None:
+        """Take devices off the list of those that a sender named the user for."""
+        await self._redis.run([("HDEL", named_key(app_id, user_id), profile.device_id) for profile in profiles])
+
     # ------------------------------------------------------------------------------------------------------------- both
-    async def leave(self, app_id: int, profile: Profile) -> None:
-        """Take a device that is being removed out of the lists it is in."""
-        commands = [("HDEL", signed_in_key(app_id, profile.user_id), profile.device_id)] * bool(profile.user_id)
-        commands += [("HDEL", named_key(app_id, profile.named_user), profile.device_id)] * bool(profile.named_user)
+    async def leave(self, app_id: int, profile: Profile, now: int) -> None:
+        """Take a device that is being deleted out of every audience of its users."""
+        commands: list[Command] = []
+        if profile.user_id:
+            commands.append(("HSET", signed_in_key(app_id, profile.user_id), profile.device_id,
+                             f"{profile.number}:{now}"))
+        if profile.named_user:
+            commands.append(("HDEL", named_key(app_id, profile.named_user), profile.device_id))
         await self._redis.run(commands)
+
+    async def gone(self, app_id: int, profile: Profile) -> None:
+        """Take a device that was deleted off the list of its user."""
+        if profile.user_id:
+            await self._redis.call("HDEL", signed_in_key(app_id, profile.user_id), profile.device_id)
+
+    def restore(self, app_id: int, profile: Profile) -> list[Command]:
+        """What writes a device into the lists that its profile says."""
+        keys = [signed_in_key(app_id, profile.user_id)] * bool(profile.user_id)
+        keys += [named_key(app_id, profile.named_user)] * bool(profile.named_user)
+        return [("HSET", key, profile.device_id, profile.number) for key in keys]
 
     async def numbers(self, app_id: int, user_ids: Iterable[str]) -> list[int]:
         """The numbers of all devices of some users."""

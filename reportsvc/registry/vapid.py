@@ -32,7 +32,8 @@ def make_private_key() -> str:
 def public_key(private_key: str) -> str:
     """The public key as browsers take it: the uncompressed point in base64url, without padding."""
     point = _multiply(int(private_key, 16))
-    assert point is not None, "the private key is not between 0 and the order of the curve"
+    if point is None:
+        raise ValueError("the private key is not between 0 and the order of the curve")
     return _base64url(b"\x04" + point[0].to_bytes(32) + point[1].to_bytes(32))
 
 

@@ -223,6 +223,18 @@ def union_of(parts: Sequence[bytes]) -> bytes:
             bitmap |= np.frombuffer(part, np.uint8)
     members = np.unpackbits(bitmap)
     members[np.frombuffer(b"".join(part for part in parts if len(part) != _BITMAP_BYTES), "<u2")] = 1
+    return _encode(members)
+
+
+def chunk_of(offsets: bytes) -> bytes:
+    """The set of packed uint16 *offsets*, of any number and in any order, in the form that is shorter. (As they are,
+    4096 of them could not be told from a bitmap.)"""
+    members = np.zeros(CHUNK_SIZE, np.uint8)
+    members[np.frombuffer(offsets, "<u2")] = 1
+    return _encode(members)
+
+
+def _encode(members: npt.NDArray[np.uint8]) -> bytes:
     offsets = np.flatnonzero(members)
     return np.packbits(members).tobytes() if len(offsets) > MAX_SMALL_CHUNK else offsets.astype("<u2").tobytes()
 

@@ -18,7 +18,7 @@ NAMED_PLATFORMS: Final = PLATFORMS[1:]
 #: The largest DateTime: "never seen" in a column that keeps the smallest value.
 NEVER: Final = 0xFFFF_FFFF
 TABLES: Final = ("delivery", "activity", "devices", "device_platforms", "device_users", "device_profiles",
-                 "device_interests", "pushes")
+                 "device_interests", "pushes", "completions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +192,10 @@ class Queries:
             await self._clickhouse.command(
                 "DELETE FROM pushes WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
                 "AND registered_at <= toDateTime({silent_since:UInt32}, 'UTC')",
+                {"app": app_id, "msg_ids": msg_ids, "silent_since": silent_since}, label="sweep")
+            await self._clickhouse.command(
+                "DELETE FROM completions WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
+                "AND finished_at <= toDateTime({silent_since:UInt32}, 'UTC')",
                 {"app": app_id, "msg_ids": msg_ids, "silent_since": silent_since}, label="sweep")
 
     async def delete_app(self, app_id: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
 
@@ -109,6 +109,11 @@ def app_keys_pattern(app_id: int) -> str:
     return f"?{{{app_id}:*"
 
 
+def restored_keys_pattern() -> str:
+    """What every key above matches that a rebuild restores, of all apps but :func:`apps_key`, and no other key."""
+    return "[bdikmnrstu]{*"
+
+
 def epoch_key(app_id: int) -> str:
     """Counter that grows with every batch of an app that became visible."""
     return f"e{{{app_id}}}"
@@ -117,6 +122,11 @@ def epoch_key(app_id: int) -> str:
 def quota_key(app_id: int, scope: str) -> str:
     """Counter of the calls an app made in this minute; *scope* is a part of the API."""
     return f"q{{{app_id}:{scope}}}"
+
+
+def presence_key() -> str:
+    """What every process at work writes now and then, and a rebuild watches."""
+    return "presence"
 
 
 def journal_key(partition: int) -> str:
@@ -238,6 +248,20 @@ class Redis:
             return default
         values = list(reply.values()) if isinstance(reply, dict) else list(reply)[1:]
         return int(values[0]) if values else default
+
+    async def scan_pages(self, pattern: str) -> AsyncIterator[list[bytes]]:
+        """The same as :meth:`scan`, some keys at a time; a key may come twice."""
+        page: list[bytes] = []
+        try:
+            async for key in self._client.scan_iter(match=pattern, count=1000):
+                page.append(key)
+                if len(page) == 1000:
+                    yield page
+                    page = []
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+            raise _translate(error) from error
+        if page:
+            yield page
 
     async def scan(self, pattern: str) -> list[bytes]:
         """Every key that matches *pattern*; walks the whole key space, for rare work only."""

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from reportsvc.registry.audiences import Members
 from reportsvc.registry.devices import BUCKETS
 from reportsvc.registry.interests import subscribers
 from reportsvc.registry.messages import targets_of
-from reportsvc.storage.device_set import DeviceSet, chunks_below, small_chunk_limit, split, union_of
+from reportsvc.storage.device_set import DeviceSet, chunks_below, small_chunk_limit
 from reportsvc.storage.redis import devices_key
 from tests.api.helpers import native_error
 from tests.support.beams import Phone, pending, push, register, shared_service, statuses
@@ -312,8 +313,7 @@ async def test_a_million_subscribers(running_service: Running, account: Account)
     limit = await small_chunk_limit(redis)
     for name, members in {"most": numbers[numbers % 10 > 0], "every-tenth": numbers[::10],
                           "few": numbers[::5000]}.items():
-        chunks = {chunk: union_of([offsets]) for chunk, offsets, _ in split(members)}
-        await redis.run(subscribers(app_id, name).union(chunks, limit))
+        await redis.run(subscribers(app_id, name).union(Members.of(members).chunks, limit))
 
     assert await push(running_service, account, "most", interests=["most"]) == 900_000
     assert await push(running_service, account, "all", interests=["most", "every-tenth", "few"]) == A_MILLION

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import encode_basic_auth
 from aiohttp.web_routedef import RouteDef
 
 from reportsvc.api.routes import ROUTES
@@ -267,6 +268,25 @@ async def test_operators_are_never_limited(strict_service: Running, path: str) -
     """Load balancers ask as often as they like."""
 
     assert [(await strict_service.call("GET", path)).status for _ in range(5)] == [200] * 5
+
+
+async def test_strangers_cost_redis_nothing_each(running_service: Running, account: Account) -> None:
+    """Callers with keys and instances that nobody has are refused from memory; one look at Redis is for all of them."""
+
+    event = {"publishId": "1", "event": "open", "deviceId": "fcm-1", "timestampSecs": int(running_service.clock())}
+    report = "/reporting_api/v2/instances/426abfc7-41fe-492f-bcf1-27586fa9bd3f/events"
+    wrong = {"Authorization": encode_basic_auth(account.app.app_key, "wrong")}
+    redis = running_service.service.redis
+    await redis.call("CONFIG", "RESETSTAT")
+
+    answers = await asyncio.gather(*(one for _ in range(100) for one in (
+        running_service.call("GET", RECEIVED, headers=wrong), running_service.call("GET", "/pushes/1?api_key=wrong"),
+        running_service.call("POST", report, json=event))))
+    statistics = await redis.call("INFO", "commandstats")
+
+    assert Counter(answer.status for answer in answers) == {401: 200, 400: 100}
+    # Looks come 0.1 s apart at least.
+    assert statistics.get("cmdstat_hget", {"calls": 0})["calls"] <= 150
 
 
 # ------------------------------------------------------------------------------------------------------------- no Redis

@@ -160,12 +160,13 @@ async def fill(service: Running, owner: Account, now: int) -> str:
     signed_in = await service.call("PUT", f"{devices}/{device}/user", headers={"Authorization": f"Bearer {token}"})
     assert signed_in.status == 200
     for push in ({"msg_id": "m", "audience": {"device_ids": ["d1", "d2"]}, "payload": "mine"},
-                 {"msg_id": "n", "audience": {"interests": ["news"]}}):
+                 {"msg_id": "n", "audience": {"interests": ["news"]}},
+                 {"msg_id": "done", "audience": {"device_ids": ["d1"]}}):
         assert (await service.call("POST", "/v1/pushes", owner, json=push)).status == 201
     await service.call("POST", f"/reporting_api/v2/instances/{instance}/events", json=_TOLD | {
         "timestampSecs": now, "deviceId": device})
     await service.send(owner, *({"msg_id": msg_id, "stage": stage, "device_id": "d1", "platform": "android"}
-                                for msg_id in "mn" for stage in ("sent", "received", "click")))
+                                for msg_id in ("m", "n", "done") for stage in ("sent", "received", "click")))
     return device
 
 

@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 
 from reportsvc.storage.embedded import redis_directory
 
-
 #: One connection a thread, kept open as SDKs keep theirs.
 _LOCAL = threading.local()
 
@@ -77,7 +76,7 @@ class Target:
 def _environment(data_dir: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REPORTSVC_")}
     return kept | {"REPORTSVC_DATA_DIR": str(data_dir), "REPORTSVC_PORT": "0",
-                   "REPORTSVC_DEVICE_CACHE": "25000000"}
+                   "REPORTSVC_DEVICE_CACHE": "25000000", "REPORTSVC_RATE_LIMIT": "0"}
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import gzip
 import zlib
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -14,6 +16,7 @@ import pytest
 from backports import zstd
 
 from reportsvc import server
+from reportsvc.api import common
 from tests.api.helpers import jpush_error, native_error, raw
 from tests.support.service import Account, Running
 
@@ -152,6 +155,19 @@ async def test_deep_payload_is_refused(running_service: Running, account: Accoun
 
     assert (deep.status, deep.json) == (400, native_error("invalid_request", "payload: nested too deeply"))
     assert good.status == 201
+
+
+def test_bodies_are_read_in_one_place() -> None:
+    """No handler reads a body past the function that has the limits and the deadline."""
+
+    folder = Path(common.__file__).parent
+    reads = {f"{path.name}: request.{node.attr}" for path in folder.glob("*.py") if path.name != "common.py"
+             for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Attribute)
+             and isinstance(node.value, ast.Name) and node.value.id == "request"
+             and node.attr in ("read", "json", "text", "post", "multipart", "content")}
+
+    assert reads == set()
+    assert "request.content" in Path(common.__file__).read_text("utf-8")
 
 
 LONG: Final = "x" * 257

@@ -23,6 +23,8 @@ from tests.support.service import Account, Running, eventually, running
 
 #: The time that a way of hanging must not outlast; far over the short limits below, far below the real ones.
 PATIENCE_SECONDS = 12.0
+#: The ways that begin with a whole request.
+AFTER = ("nothing more", "half of the next")
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +38,9 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def impatient(config: Config, database: str) -> AsyncIterator[tuple[Running, Account]]:
+async def impatient(config: Config, database: str, keepalive: int = 600) -> AsyncIterator[tuple[Running, Account]]:
     """A service with those deadlines, and an app of it."""
-    async with running(replace(config, keepalive=1, rate_limit=0), database=database) as service:
+    async with running(replace(config, keepalive=keepalive, rate_limit=0), database=database) as service:
         yield service, await service.make_account()
 
 
@@ -51,7 +53,7 @@ async def test_a_hundred_that_hang_are_gone_and_good_ones_do_not_notice(config: 
     """Every way of stopping half-way is ended, byte by byte too, and whoever does as he should is answered 200."""
 
     async with impatient(config, database) as (service, account):
-        every = ways(account.auth, account.app.beams_instance_id, pace=0.2)
+        every = [way for way in ways(account.auth, account.app.beams_instance_id, pace=0.2) if way.name not in AFTER]
         stop = asyncio.Event()
         beside = asyncio.create_task(behave(service.url, account.auth, account.app.beams_instance_id, stop))
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -64,6 +66,18 @@ async def test_a_hundred_that_hang_are_gone_and_good_ones_do_not_notice(config: 
     assert {one.way for one in ended if not one.answer} == {
         "nothing", "half a line", "half a head", "a head byte by byte"}
     assert len([one for one in ended if one.answer]) == 8 * (len(every) - 4)
+
+
+async def test_idle_connections_end(config: Config, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an answer a connection may be idle for the time that is set, and no longer if half a request came along."""
+
+    monkeypatch.setattr(server, "HEAD_SECONDS", 600.0)
+    async with impatient(config, database, keepalive=1) as (service, account):
+        every = [way for way in ways(account.auth, account.app.beams_instance_id) if way.name in AFTER]
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            ended = await asyncio.gather(*(hang(service.url, way) for way in every * 8))
+
+    assert [body_of(one.answer) for one in ended] == [{"status": "ok"}] * 16
 
 
 async def test_half_a_body_is_answered_in_the_words_of_the_dialect(config: Config, database: str) -> None:

@@ -28,31 +28,44 @@ DAY = 86400
 
 
 class Fuse:
-    """Fails a call of a store, before it runs or when it has run, so that its caller cannot know."""
+    """Fails calls of a store: before they run, or when they have run, so that the caller cannot know."""
 
     def __init__(self) -> None:
-        self._left = -1
-        self._step = 0
+        self._steps: int | None = None
+        self._seen: set[str] | None = None
+        self._is_broken = False
         self._error: type[BaseException] = AssertionError
-        self._later: int | None = None
         self.blown = 0
 
-    def set(self, step: int, error: type[BaseException], *, later: int | None = None) -> None:
-        """Blow with *error* at the *step*-th step from now on; again and again, by *later* steps later each time."""
-        self._left, self._step, self._error, self._later, self.blown = step, step, error, later, 0
+    def kill_at(self, step: int) -> None:
+        """End the calling task at its *step*-th step from now on, counted from 1."""
+        self.hold()
+        self._steps, self._error = step, asyncio.CancelledError
 
-    def unset(self) -> None:
-        """Hold for ever."""
-        self._left = -1
+    def fail_each_once(self) -> None:
+        """Fail every step when it is reached for the first time."""
+        self.hold()
+        self._seen, self._error = set(), StoreUnavailable
 
-    def burn(self) -> None:
+    def fail_always(self) -> None:
+        """Fail every step."""
+        self.hold()
+        self._is_broken, self._error = True, StoreUnavailable
+
+    def hold(self) -> None:
+        """Fail nothing."""
+        self._steps, self._seen, self._is_broken, self.blown = None, None, False, 0
+
+    def burn(self, step: str) -> None:
         """One step."""
-        self._left -= 1
-        if self._left == -1:
+        if self._steps is not None:
+            self._steps -= 1
+        is_new = self._seen is not None and step not in self._seen
+        if self._seen is not None:
+            self._seen.add(step)
+        if self._is_broken or is_new or self._steps == 0:
             self.blown += 1
-            if self._later is not None:
-                self._left = self._step = self._step + self._later
-            raise self._error("the test wants it")
+            raise self._error(f"the test wants it {step}")
 
 
 class FusedRedis(Redis):
@@ -64,9 +77,10 @@ class FusedRedis(Redis):
 
     async def run(self, commands: Sequence[Any]) -> list[Any]:
         """As always, unless the fuse blows."""
-        self._fuse.burn()
+        name = " ".join(sorted({str(command[1 if command[0] == "EVALSHA" else 0]) for command in commands}))
+        self._fuse.burn(f"before {name}")
         replies = await super().run(commands)
-        self._fuse.burn()
+        self._fuse.burn(f"after {name}")
         return replies
 
 
@@ -79,23 +93,23 @@ class FusedClickHouse(ClickHouse):
 
     async def query(self, sql: str, parameters: Mapping[str, Any], *, label: str) -> Sequence[Sequence[Any]]:
         """As always, unless the fuse blows."""
-        self._fuse.burn()
+        self._fuse.burn(f"before {sql}")
         rows = await super().query(sql, parameters, label=label)
-        self._fuse.burn()
+        self._fuse.burn(f"after {sql}")
         return rows
 
     async def command(self, sql: str, parameters: Mapping[str, Any] | None = None, *, label: str = "") -> Any:
         """As always, unless the fuse blows."""
-        self._fuse.burn()
+        self._fuse.burn(f"before {sql}")
         result = await super().command(sql, parameters, label=label)
-        self._fuse.burn()
+        self._fuse.burn(f"after {sql}")
         return result
 
     async def insert(self, table: str, columns: Sequence[str], rows: bytes) -> None:
         """As always, unless the fuse blows."""
-        self._fuse.burn()
+        self._fuse.burn(f"before {table}")
         await super().insert(table, columns, rows)
-        self._fuse.burn()
+        self._fuse.burn(f"after {table}")
 
 
 @dataclass
@@ -172,7 +186,7 @@ async def test_kill_after_any_step_changes_nothing(bench: Bench, clock: Clock,
         await story.tell()
         accepted = (await ledger.read(bench.running.service.redis, 1))["accepted"] - before["accepted"]
         # A call has two steps. Dying before one is dying after the one before it, so every other step will do.
-        bench.fuse.set(2 * len(stories) - 1, asyncio.CancelledError)
+        bench.fuse.kill_at(2 * len(stories))
 
         async def is_over() -> bool:
             nonlocal is_complete
@@ -182,7 +196,7 @@ async def test_kill_after_any_step_changes_nothing(bench: Bench, clock: Clock,
 
         async with bench.aggregating(f"number {len(stories)}"):
             await eventually(is_over)
-        bench.fuse.unset()
+        bench.fuse.hold()
     assert len(stories) > 20, "the story is too short to test anything"
 
     monkeypatch.setattr(aggregator_module, "_TAKEOVER_MILLISECONDS", 0)
@@ -199,10 +213,10 @@ async def test_failure_of_any_call_changes_nothing(bench: Bench, clock: Clock, a
     """One aggregator goes on after every call that fails, whether it had run or not, until all is counted once."""
     story = Story(bench.running, clock, account)
     await story.tell()
-    bench.fuse.set(0, StoreUnavailable, later=1)
+    bench.fuse.fail_each_once()
     async with bench.aggregating("only"):
         await eventually(bench.is_balanced, seconds=30)
-    assert bench.fuse.blown > 40, "the story is too short to test anything"
+    assert bench.fuse.blown > 30, "the story is too short to test anything"
     await story.check()
     clock.ahead += 2 * DAY
     await story.check_later()
@@ -326,13 +340,13 @@ async def test_stop_does_not_wait_for_a_store(bench: Bench, account: Account) ->
     oracle.tell(events)
     call = partial(bench.running.call, account=account)
     await send_all(call, [events])
-    bench.fuse.set(0, StoreUnavailable, later=0)
+    bench.fuse.fail_always()
     async with bench.aggregating("only") as aggregator:
         async with asyncio.timeout(5):
             await aggregator.stop(timeout=60)
     assert not await bench.is_balanced()
 
-    bench.fuse.unset()
+    bench.fuse.hold()
     async with bench.aggregating("only"):
         await eventually(bench.is_balanced)
     await oracle.check(call)

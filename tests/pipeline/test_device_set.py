@@ -123,6 +123,19 @@ async def test_chunk_becomes_a_bitmap_past_the_limit(redis: Redis, limit: int) -
         True, False, True, True, False]
 
 
+@pytest.mark.parametrize("others", [range(100, 110), range(100, 1_100)], ids=["intset", "bitmap"])
+async def test_ends_of_a_chunk_can_be_removed(redis: Redis, others: range) -> None:
+    """Removing takes away just the numbers named, also the first and the last of a chunk, in either form."""
+    devices = new_set()
+    await redis.run(devices.add(numbers([0, 65_535, 65_536, *others]), REDIS_INTSET_ENTRIES))
+
+    await redis.run(devices.remove(numbers([65_535, 65_536, 70_000])))
+    assert (await devices.read_chunk(redis, 0)).tolist() == [0, *others]
+    assert (await devices.read_chunk(redis, 1)).tolist() == []
+    await redis.run(devices.remove(numbers([0, others[0]])))
+    assert (await devices.read_chunk(redis, 0)).tolist() == list(others[1:])
+
+
 async def test_largest_intset_is_not_taken_for_a_bitmap(redis: Redis) -> None:
     """At two bytes a member, 4095 of them are nearly as long as a bitmap; one more would be read as one."""
     devices, largest = new_set(), numbers(range(0, 16 * MAX_SMALL_CHUNK, 16))
@@ -186,7 +199,8 @@ async def test_nothing_is_asked_about_no_numbers(redis: Redis) -> None:
 async def bytes_a_member(redis: Redis, members: Numbers) -> float:
     """Memory of a set with *members*, its keys included, over their count."""
     devices = new_set()
-    await redis.run(devices.add(members, await small_chunk_limit(redis)))
+    for command in devices.add(members, await small_chunk_limit(redis)):
+        await redis.call(*command)
     keys = [devices.chunk_key(chunk) for chunk in chunks_below(_TEN_MILLION)]
     sizes = await redis.run([("MEMORY", "USAGE", key) for key in keys])
     assert await devices.size(redis, _TEN_MILLION) == len(members)

@@ -117,6 +117,10 @@ async def test_old_part_of_a_living_message_is_kept(running_service: Running, ac
     await running_service.service.clickhouse.command("OPTIMIZE TABLE delivery FINAL")
     assert await received(running_service, account, "m") == [105]
     assert await statuses(running_service, account, "m", "d0", "d102", "d104", "d105") == [0, 0, 0, 2]
+    # ClickHouse knows by itself that the message lives, should Redis know nothing of it any more.
+    await running_service.service.redis.call("DEL", message_key(account.app.id, "m"))
+    assert await running_service.service.sweep.run() == 0
+    assert await received(running_service, account, "m") == [105]
 
 
 # last delivery      its month is over        the sweep

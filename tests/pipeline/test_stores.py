@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from reportsvc.pipeline.journal import append
 from tests.faults.oracle import Oracle, in_batches, send_all, stream
 from tests.pipeline.story import Story
 from tests.support.clickhouse_http import ClickHouseHttp, clickhouse_http_server
-from tests.support.service import Account, Clock, Running, running
+from tests.support.service import Account, Clock, Running, eventually, running
 
 DAY = 86400
 #: Ids that a careless encoding would break: in SQL, in a parameter, in a URL, in a tab-separated value.
@@ -153,3 +154,22 @@ async def test_next_service_finds_everything(store: Config, clock: Clock, databa
         await send_all(partial(service.call, account=account), in_batches(events[300:], 84))
         await service.applied()
         await oracle.check(partial(service.call, account=account))
+
+
+async def test_two_services_share_the_stores(store: Config, clock: Clock, database: str) -> None:
+    """Two processes on the same stores take events for one another, and give the same, exact answers."""
+    oracle, events = Oracle(), stream(85, 1_200)
+    oracle.tell(events)
+    async with running(store, clock, database) as one, running(store, clock, database) as other:
+        account = await one.make_account()
+        calls = partial(one.call, account=account), partial(other.call, account=account)
+
+        async def is_known() -> bool:
+            return (await calls[1]("GET", "/v3/received?msg_ids=m0")).status == 200
+        await eventually(is_known)
+        batches = in_batches(events, 85)
+        await asyncio.gather(send_all(calls[0], batches[::2]), send_all(calls[1], batches[1::2]),
+                             send_all(calls[1], batches[:5]))
+        await other.applied()
+        for call in calls:
+            await oracle.check(call)

@@ -1,4 +1,4 @@
-"""No secret and no payload is in any log, whatever goes wrong; and what an error tells a caller names nothing of ours."""
+"""No secret and no payload is in any log, whatever goes wrong; nor does an error tell a caller of our inside."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ async def test_faults_of_ours_leave_no_trace(service: Running, output: Output, m
     await service.applied()
 
     async def index(*_: object) -> Any:
-        return {}[PAYLOAD]
+        return dict[str, int]()[PAYLOAD]
 
     async def redis_error(*_: object) -> Any:
         return await service.service.redis.call("NO-SUCH-COMMAND", PAYLOAD, account.master_secret)
@@ -232,6 +232,27 @@ async def test_callers_learn_nothing_of_the_inside(service: Running, output: Out
                                                                    "clickhouse": "ok"}}
     assert [answer.body for answer in answers if b"internal" in answer.body] == []
     assert output.text.count(inside) >= 2
+
+
+async def test_unknown_app_is_compared_like_a_known_one(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong secret costs the same comparison whether or not there is such an app, and is answered alike."""
+
+    account = await service.make_account()
+    compared: list[tuple[str, str]] = []
+
+    def compare(given: str, stored: str) -> bool:
+        compared.append((given, stored))
+        return given == stored
+    monkeypatch.setattr("reportsvc.registry.apps.hmac.compare_digest", compare)
+    apps = service.service.apps
+    await apps.refresh()
+    found = []
+    for app_key in (account.app.app_key, "0" * 24):
+        compared.clear()
+        found.append((await apps.by_master_secret(app_key, "wrong"), len(compared), {len(one) for pair in compared
+                                                                                     for one in pair}))
+
+    assert found == [(None, 1, {64})] * 2
 
 
 async def test_nothing_shows_secrets_by_accident(service: Running) -> None:
