@@ -120,8 +120,12 @@ def epoch_key(app_id: int) -> str:
 
 
 def quota_key(app_id: int, scope: str) -> str:
-    """Counter of the calls an app made in this minute; *scope* is a part of the API."""
-    return f"q{{{app_id}:{scope}}}"
+    """Counter of the calls an app made in this minute; *scope* is a part of the API.
+
+    It ends by itself within the minute, and a call may still make one while its app is being deleted: none of the keys
+    that go with an app.
+    """
+    return f"calls{{{app_id}:{scope}}}"
 
 
 def presence_key() -> str:

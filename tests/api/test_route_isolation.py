@@ -21,7 +21,7 @@ from aiohttp.web_routedef import RouteDef
 from reportsvc.api import beams, beams_device, beams_reporting, operations
 from reportsvc.api.routes import ROUTES
 from reportsvc.registry.apps import AppStore
-from reportsvc.storage.redis import app_keys_pattern, quota_key
+from reportsvc.storage.redis import app_keys_pattern
 from tests.support.service import Account, Answer, Running, eventually
 
 #: Handlers that look at no app's data; they are called as well.
@@ -173,7 +173,7 @@ async def fill(service: Running, owner: Account, now: int) -> str:
 async def stored(service: Running, owner: Account) -> dict[str, Any]:
     """Everything that either store has of an app, as it is."""
     clickhouse, redis = service.service.clickhouse, service.service.redis
-    keys = set(await redis.scan(app_keys_pattern(owner.app.id))) - {quota_key(owner.app.id, "reports").encode()}
+    keys = await redis.scan(app_keys_pattern(owner.app.id))
     found: dict[str, Any] = {key.decode(): await redis.call("DUMP", key) for key in keys}
     columns = await clickhouse.query(
         "SELECT table, groupArray((name, type)) FROM system.columns WHERE database = currentDatabase() AND table IN "

@@ -158,7 +158,7 @@ async def test_usage() -> None:
 
     assert (version.status, version.output) == (0, "reportsvc 0.1.0\n")
     assert (unknown.status, nothing.status) == (2, 2)
-    assert "choose from serve, migrate, apps, ledger, deadletters" in unknown.errors.replace("'", "")
+    assert "choose from serve, migrate, rebuild, apps, ledger, deadletters" in unknown.errors.replace("'", "")
 
 
 # ------------------------------------------------------------------------------------------------------------------ log
