@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import urllib.parse
+import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jwt
 import pusher_push_notifications
 import pytest
+import pytest_asyncio
 from pusher_push_notifications import PusherAuthError, PusherMissingInstanceError, PushNotifications
 
-from tests.support.beams import NOBODY, push, register, statuses
+from tests.support.beams import NOBODY, push, register, shared_service, statuses
 from tests.support.service import Account, Answer, Running
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running_service(engine: Path, redis_url: str) -> AsyncIterator[Running]:
+    """One service for all tests of this file: each has an app of its own, and nothing here reaches across apps."""
+    async with shared_service(engine, redis_url, "beams_server_sdk") as service:
+        yield service
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def account(running_service: Running) -> Account:
+    """A new app of that service."""
+    return await running_service.make_account(f"test {uuid.uuid4()}")
 
 
 @pytest.fixture(autouse=True)

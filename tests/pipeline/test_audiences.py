@@ -38,7 +38,7 @@ stretches = st.builds(
     st.sampled_from([0, 1, MAX_SMALL_CHUNK, MAX_SMALL_CHUNK + 1, CHUNK_SIZE]) | st.integers(0, 5000))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(stretches, max_size=5))
 def test_union_of_chunks(sets: list[Numbers]) -> None:
     """The union of any sets, taken chunk by chunk, has the members of all of them once, and says how many they are."""
@@ -61,7 +61,7 @@ def test_union_of_chunks(sets: list[Numbers]) -> None:
         assert len(members) == min(2 * count_of(members), CHUNK_SIZE // 8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.lists(stretches, min_size=1, max_size=4))
 async def test_whole_chunks_are_added_to_a_set(redis_url: str, sets: list[Numbers]) -> None:
     """Adding whole chunks to a device set, to none, to a small one or to a bitmap, is adding their members; adding them
