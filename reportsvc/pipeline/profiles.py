@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from reportsvc.errors import StoreUnavailable
@@ -56,19 +56,14 @@ class ProfileRegistrar:
         A token that is seen again is the same device, without its user: the SDK has forgotten that there was one, could
         never set another, and sets him again if there is one.
         """
-        at, now = self._now()
-        changed = await self._create(app, gateway, token, bundle_id, metadata)
-        profile, before = changed.after, changed.before
-        if before is not None and before.user_id:
-            await self._users.settle(app.id, profile.device_id, before.user_id)
-        if before is not None and before.token not in ("", token):
-            await self._tokens.release(app.id, gateway, before.token, profile.device_id)
+        at, _ = self._now()
+        profile = await self._create(app, gateway, token, bundle_id, metadata)
         upsert = DeviceUpsert(profile.device_id, PLATFORM_OF_GATEWAY[gateway])
         await self._append(records.devices(app.id, [upsert], at), records.profiles(app.id, [profile], at, seen=True))
         return profile.device_id, await self._profiles.interests(app.id, profile.device_id)
 
     async def _create(self, app: App, gateway: str, token: str, bundle_id: str,
-                      metadata: Mapping[str, str]) -> Changed:
+                      metadata: Mapping[str, str]) -> Profile:
         at, now = self._now()
         dead = ""
         for _ in range(_ATTEMPTS):
@@ -76,16 +71,52 @@ class ProfileRegistrar:
             ranks = {device_id: platform_rank(device_id, PLATFORM_OF_GATEWAY[gateway])}
             device, = await self._devices.number(app.id, ranks, at, registering=False)
             if not device.deleted_at:
-                await self._users.sign_out(app.id, device_id)
+                await self._release(app, device_id, token)
                 changed = await self._profiles.save(
                     app.id, device_id, now, create=True, number=device.number, gateway=gateway, token=token,
                     bundle_id=bundle_id, metadata=metadata, user_id="")
-                found, = await self._devices.find(app.id, [device_id])
-                if changed is not None and found is not None and not found.deleted_at:
-                    return changed
-                await self._profiles.discard(app.id, device_id)
+                if changed is not None and await self._is_settled(app, changed, token):
+                    return changed.after
             dead = device_id
         raise StoreUnavailable("redis", "the device is being deleted again and again")
+
+    async def _release(self, app: App, device_id: str, token: str) -> None:
+        """Undo what leads to a device by what it will not have any more."""
+        profile, = await self._profiles.load(app.id, [device_id])
+        if profile is not None:
+            await self._users.sign_out(app.id, profile)
+            if profile.token not in ("", token):
+                await self._tokens.release(app.id, profile.gateway, profile.token, device_id)
+
+    async def _is_settled(self, app: App, changed: Changed, token: str) -> bool:
+        """Whether a device that was registered is one still, and has its token; if not, it is deleted.
+
+        What leads to it by its token, and by the user it had, is made to say what its profile says by now.
+        """
+        device_id, before = changed.after.device_id, changed.before
+        if before is not None and before.user_id:
+            await self._users.settle(app.id, device_id, before.user_id)
+        device, = await self._devices.find(app.id, [device_id])
+        if device is None or device.deleted_at:
+            await self._profiles.discard(app.id, device_id)
+            return False
+        return await self._settle_tokens(app, changed.after, {token, before.token if before else token})
+
+    async def _settle_tokens(self, app: App, profile: Profile, tokens: Iterable[str]) -> bool:
+        """Make the owner of each token what the profile of a device says; False if the device lost its own, and with
+        it its reason to be: another device, the same installation later, has it."""
+        version = -1
+        while True:
+            present, = await self._profiles.load(app.id, [profile.device_id])
+            if (present.version if present else 0) == version:
+                return True
+            version = present.version if present else 0
+            for token in tokens:
+                if present is None or token != present.token:
+                    await self._tokens.release(app.id, profile.gateway, token, profile.device_id)
+                elif await self._tokens.claim(app.id, profile.gateway, token, profile.device_id) != profile.device_id:
+                    await self.delete(app, profile.device_id)
+                    return False
 
     async def find(self, app: App, gateway: str, device_id: str) -> Profile:
         """The profile of a device."""
@@ -112,7 +143,10 @@ class ProfileRegistrar:
             owner = await self._tokens.claim(app.id, gateway, token, device_id, instead_of=owner)
         if profile.token != token:
             await self._tokens.release(app.id, gateway, profile.token, device_id)
-        await self._saved(app, await self._profiles.save(app.id, device_id, now, token=token), at)
+        changed = await self._profiles.save(app.id, device_id, now, token=token)
+        if not await self._settle_tokens(app, profile, {token, profile.token}):
+            raise UnknownDevice
+        await self._saved(app, changed, at)
 
     async def sign_in(self, app: App, gateway: str, device_id: str, user_id: str) -> None:
         """Make a device the user's.
@@ -165,6 +199,9 @@ class ProfileRegistrar:
         if users:
             profiles = await self._users.name(app.id, users, now)
             await self._append(records.profiles(app.id, profiles, at, seen=False))
+            for device_id, device in zip(users, await self._devices.find(app.id, list(users)), strict=True):
+                if device is not None and device.deleted_at:  # meanwhile, and without what was named
+                    await self.delete(app, device_id)
 
     # ---------------------------------------------------------------------------------------------------------- removal
     async def unregister(self, app: App, gateway: str, device_id: str) -> None:
@@ -195,7 +232,7 @@ class ProfileRegistrar:
         await self._append(*gone)
         if left is not None:
             await self._profiles.erase(app.id, device_id)
-            await self._users.gone(app.id, left[0])
+            await self._users.sign_out(app.id, left[0])
         return True
 
     async def delete_user(self, app: App, user_id: str) -> None:

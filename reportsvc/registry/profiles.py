@@ -3,7 +3,8 @@
 A profile is a hash; the names of the device's interests stand beside it in a sorted set of one score, which Redis keeps
 in order, so that a page of them begins where another ended whatever was added or removed in between. Both have one hash
 tag and change in one script, and each change gets a version that is larger than any before: ClickHouse keeps the row of
-the largest.
+the largest. Of a deleted profile the version is kept for a while, so that what a request that was under way makes of it
+is newer than the deletion.
 
 Fields: ``p`` gateway, ``t`` token, ``i`` bundle id, ``m`` metadata, ``u`` the user who signed in, ``w`` the user that a
 sender named, ``n`` number, ``z`` the version of the last replacement of all interests, ``v`` version, ``x`` being
@@ -22,6 +23,9 @@ from reportsvc.errors import Conflict, NotFound, TooLarge
 from reportsvc.model import MAX_INTERESTS, Profile
 from reportsvc.storage.redis import Command, Redis, Script, interests_key, profile_key
 
+#: Longer than any request takes, and than the clocks of two processes differ.
+_GRAVE_SECONDS: Final = 3600
+
 _LIBRARY: Final = """
 local key, names, now = KEYS[1], KEYS[2], ARGV[1]
 local function is_registered() return redis.call('HEXISTS', key, 'p') == 1 and redis.call('HEXISTS', key, 'x') == 0 end
@@ -37,6 +41,7 @@ local function answer(code) return {code, redis.call('HGETALL', key)} end
 _SAVE = Script(_LIBRARY + """
 if redis.call('HEXISTS', key, 'x') == 1 or ARGV[2] == '0' and not is_registered() then return false end
 local before = redis.call('HGETALL', key)
+redis.call('PERSIST', key)
 for i = 3, #ARGV, 2 do
   if ARGV[i + 1] == '' then redis.call('HDEL', key, ARGV[i]) else redis.call('HSET', key, ARGV[i], ARGV[i + 1]) end
 end
@@ -56,7 +61,7 @@ return answer(1)
 
 # ARGV: now, user. Takes a user that a sender named off the device.
 _UNNAME = Script(_LIBRARY + """
-if redis.call('EXISTS', key) == 0 then return false end
+if redis.call('HEXISTS', key, 'n') == 0 then return false end
 if redis.call('HGET', key, 'w') == ARGV[2] then
   redis.call('HDEL', key, 'w')
   advance()
@@ -110,15 +115,25 @@ return {version, table.concat(flags)}
 
 # ARGV: now. From here on the device can do nothing more; answers what it had.
 _LEAVE = Script(_LIBRARY + """
-if redis.call('EXISTS', key) == 0 then return false end
+if redis.call('HEXISTS', key, 'n') == 0 then return false end
 redis.call('HSET', key, 'x', now)
 advance()
 return {1, redis.call('HGETALL', key), redis.call('ZRANGE', names, 0, -1)}
 """)
 
 
-_DISCARD = Script("""
-return redis.call('HEXISTS', KEYS[1], 'x') == 0 and redis.call('UNLINK', KEYS[1], KEYS[2]) or 0
+# ARGV: '1' to leave alone what somebody else is about to erase, how long to keep the version. Interests of before are
+# void also for what comes after.
+_ERASE = Script("""
+local key, names = KEYS[1], KEYS[2]
+if ARGV[1] == '1' and redis.call('HEXISTS', key, 'x') == 1 then return 0 end
+local version = redis.call('HGET', key, 'v')
+redis.call('UNLINK', key, names)
+if version then
+  redis.call('HSET', key, 'v', version, 'z', version)
+  redis.call('EXPIRE', key, ARGV[2])
+end
+return 1
 """)
 
 
@@ -270,11 +285,11 @@ class ProfileStore:
 
     async def erase(self, app_id: int, device_id: str) -> None:
         """Remove the profile and the list of interests."""
-        await self._redis.call("UNLINK", *_keys(app_id, device_id))
+        await self._run(_ERASE, app_id, device_id, 0, _GRAVE_SECONDS)
 
     async def discard(self, app_id: int, device_id: str) -> None:
         """The same, unless somebody else is about to do it."""
-        await self._run(_DISCARD, app_id, device_id)
+        await self._run(_ERASE, app_id, device_id, 1, _GRAVE_SECONDS)
 
     async def _run(self, script: Script, app_id: int, device_id: str, *args: Any) -> Any:
         return await self._redis.call(*script(_keys(app_id, device_id), *args))
@@ -304,7 +319,7 @@ def _fields(reply: Any) -> dict[bytes, bytes]:
 
 def _live(device_id: str, reply: Any) -> Profile | None:
     fields = _fields(reply)
-    return _parse(device_id, fields) if fields and b"x" not in fields else None
+    return _parse(device_id, fields) if b"n" in fields and b"x" not in fields else None
 
 
 def _changed(device_id: str, reply: Any) -> Changed | None:

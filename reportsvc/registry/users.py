@@ -90,11 +90,10 @@ class Users:
             else:
                 await self._redis.call("HDEL", key, device_id)
 
-    async def sign_out(self, app_id: int, device_id: str) -> None:
+    async def sign_out(self, app_id: int, profile: Profile) -> None:
         """Take a device off the list of its user, who will be taken out of its profile next."""
-        profile, = await self._profiles.load(app_id, [device_id])
-        if profile and profile.user_id:
-            await self._redis.call("HDEL", signed_in_key(app_id, profile.user_id), device_id)
+        if profile.user_id:
+            await self._redis.call("HDEL", signed_in_key(app_id, profile.user_id), profile.device_id)
 
     async def signed_in(self, app_id: int, user_id: str) -> list[str]:
         """The devices on which a user signed in."""
@@ -135,11 +134,6 @@ class Users:
         if profile.named_user:
             commands.append(("HDEL", named_key(app_id, profile.named_user), profile.device_id))
         await self._redis.run(commands)
-
-    async def gone(self, app_id: int, profile: Profile) -> None:
-        """Take a device that was deleted off the list of its user."""
-        if profile.user_id:
-            await self._redis.call("HDEL", signed_in_key(app_id, profile.user_id), profile.device_id)
 
     def restore(self, app_id: int, profile: Profile) -> list[Command]:
         """What writes a device into the lists that its profile says."""

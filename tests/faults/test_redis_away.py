@@ -169,6 +169,7 @@ async def test_what_is_said_while_redis_is_away(config: Config, clock: Clock, da
         assert ready.json["stores"]["redis"] != "ok"
         assert (await rig.running.call("GET", "/healthz")).status == 200
 
+        await rig.server.stop()
         await rig.server.start()
         await rig.check(oracle)
         ready = await rig.running.call("GET", "/readyz")
