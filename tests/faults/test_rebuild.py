@@ -104,6 +104,8 @@ async def contents(redis: Redis) -> dict[bytes, Any]:
         value = await redis.call(READERS[kind], key, *((0, -1) if kind == b"zset" else ()))
         if kind == b"hash":
             fields = value if isinstance(value, dict) else dict(zip(value[::2], value[1::2], strict=True))
+            if fields.keys() <= {b"v", b"z"}:
+                continue  # the version of a deleted profile, which is kept for an hour and not restored
             if key.startswith(b"m"):
                 fields[b"c"] = b",".join(sorted(fields.get(b"c", b"").split(b",")))
                 fields[b"ttl"] = round(await redis.call("TTL", key) / 60)
