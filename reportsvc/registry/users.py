@@ -15,6 +15,7 @@ afterwards, and writes what it says now if somebody else changed it meanwhile.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from reportsvc.errors import Conflict
@@ -111,8 +112,10 @@ class Users:
         while changes:
             await self._redis.run([command for change in changes for command in _renaming(app_id, change)])
             profiles = await self._profiles.load(app_id, [change.after.device_id for change in changes])
-            changes = [Changed(change.after, profile) for change, profile in zip(changes, profiles, strict=True)
-                       if profile and profile.named_user != change.after.named_user]
+            now_named = [profile or replace(change.after, named_user="")
+                         for change, profile in zip(changes, profiles, strict=True)]
+            changes = [Changed(change.after, profile) for change, profile in zip(changes, now_named, strict=True)
+                       if profile.named_user != change.after.named_user]
         return [change.after for change in done]
 
     async def unname(self, app_id: int, user_id: str, now: int) -> list[Profile]:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,13 +118,33 @@ class _Connection:
         return time.perf_counter() - self._sent_at, head[9:10] == b"2"
 
 
+def _wire(method: str, url: str, headers: dict[str, str], body: bytes) -> bytes:
+    """A request as it is sent."""
+    parts = urlsplit(url)
+    head = f"{method} {parts.path}{'?' + parts.query if parts.query else ''} HTTP/1.1\r\nHost: bench\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def exchanger(request: Request) -> Callable[[], None]:
+    """What sends the first body of *request* on a connection of its own and waits for the whole answer."""
+    url = urlsplit(request.url)
+    assert url.hostname and url.port
+    connection = _Connection((url.hostname, url.port), [
+        _wire(request.method, request.url, request.headers, request.bodies[0])], 0)
+
+    def exchange() -> None:
+        connection.send()
+        while (answer := connection.receive()) is None:
+            pass
+        assert answer[1], "the answer was an error"
+    return exchange
+
+
 def _main(arguments: dict[str, Any]) -> Load:
     url = urlsplit(arguments["url"])
-    head = f"{arguments['method']} {url.path}{'?' + url.query if url.query else ''} HTTP/1.1\r\nHost: bench\r\n"
-    head += "".join(f"{name}: {value}\r\n" for name, value in arguments["headers"].items())
-    bodies = Path(arguments["bodies"]).read_bytes().split(b"\n")
-    requests = [head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body.replace(b"\x01", b"\n")
-                for body in bodies]
+    requests = [_wire(arguments["method"], arguments["url"], arguments["headers"], body.replace(b"\x01", b"\n"))
+                for body in Path(arguments["bodies"]).read_bytes().split(b"\n")]
     assert url.hostname and url.port
     selector = selectors.DefaultSelector()
     for number in range(arguments["connections"]):
