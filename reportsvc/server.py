@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 from aiohttp import web
@@ -14,6 +15,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from aiohttp.web_server import Server
 
+from reportsvc.api.express import EXPRESS, Express, Taken
 from reportsvc.api.routes import dialect_of
 from reportsvc.config import Config
 from reportsvc.logs import AccessLogger
@@ -33,6 +35,8 @@ LINGER_SECONDS: Final = 5.0
 SEND_SECONDS: Final = 20.0
 #: Connections beside files of the stores; the usual limit of 1024 is one of shells.
 MAX_FILES: Final = 65536
+#: Connections that wait to be accepted, for each socket.
+BACKLOG: Final = 1024
 #: How long running requests may take to end when the service stops.
 SHUTDOWN_SECONDS: Final = 10.0
 #: What the request with raw spaces in it begins with.
@@ -46,10 +50,15 @@ class _Connection(RequestHandler):
     Bodies have their own deadline where they are read; see ``read_body``.
     """
 
-    __slots__ = ("_line", "_head_bytes", "_expects_head", "_wire", "_send_deadline")
+    __slots__ = ("_line", "_head_bytes", "_expects_head", "_wire", "_send_deadline", "_express", "_taken", "_held")
 
-    def __init__(self, manager: Server, **options: Any) -> None:
+    def __init__(self, manager: Server, express: Express | None, **options: Any) -> None:
         super().__init__(manager, **options)
+        # The log of requests is written where the framework answers them.
+        self._express = None if self._logging_enabled else express
+        #: The event that is being written to the journal; nothing else is read meanwhile.
+        self._taken: Taken | None = None
+        self._held = b""
         #: Where the last request began; enough of it to tell the dialect.
         self._line = b""
         #: What is here of a head that is not complete.
@@ -74,6 +83,9 @@ class _Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the caller."""
+        if self._taken is not None:
+            self._hold(data)
+            return
         waiter = self._waiter
         if waiter is None or waiter.done():  # a request is being answered, and this is its body, or the next one
             super().data_received(data)
@@ -82,13 +94,75 @@ class _Connection(RequestHandler):
             if data.startswith(_REPORT):
                 data = without_raw_spaces(data)
             self._line = data[:64]
+        self._waiter = None  # nobody is woken before we have looked
         super().data_received(data)
-        if waiter.done():
+        self._waiter = waiter
+        if self._messages and not waiter.done() and not self._take():
+            waiter.set_result(None)
+        if waiter.done() or self._taken is not None:
             self._head_bytes = 0
             if self._expects_head:
                 self._stop_timer()
         elif data:
             self._wait_for_head(waiter, len(data))
+
+    def _take(self) -> bool:
+        """Whether what was just read is one event that needs no framework."""
+        if self._express is None or len(self._messages) > 1 or self._paused or self._parser is None:
+            return False
+        message, payload = self._messages.popleft()  # reading a body may come back here, and must find nothing
+        taken = None if isinstance(message, _ErrInfo) else self._express.take(message, payload)
+        if taken is None:
+            self._messages.append((message, payload))
+            return False
+        self._parser.message_consumed()
+        self._taken = taken
+        taken.done.add_done_callback(self._answer)
+        return True
+
+    def _answer(self, done: asyncio.Future[None]) -> None:
+        taken, self._taken = self._taken, None
+        assert taken is not None and self._express is not None
+        error: BaseException | None = asyncio.CancelledError() if done.cancelled() else done.exception()
+        response = b"" if error else self._express.response(taken)  # it counts, also where nobody is there any more
+        if self._wire is None:
+            if error:
+                self._express.lost()
+            return
+        if error is None:
+            self._wire.write(response)
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            if self._keepalive_handle is None:
+                self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        elif self._waiter is None or self._waiter.done():  # the service is stopping
+            self._wire.close()
+        else:  # the ordinary route says what is wrong
+            self._messages.append(taken.replay(error, self, self._loop))
+            self._waiter.set_result(None)
+        if self._held:
+            held, self._held = self._held, b""
+            self._resume_reading_for_buffer()
+            self.data_received(held)
+
+    def _hold(self, data: bytes) -> None:
+        # A client that sends the next request before it has the answer waits; the socket's buffers hold the rest.
+        self._held += data
+        self._pause_reading_for_buffer()
+
+    def _process_keepalive(self) -> None:
+        if self._taken is None:
+            super()._process_keepalive()
+        else:  # not idle, though no task of the framework is at work
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """Answer what is under way, then close."""
+        if self._taken is not None:
+            self._force_close = True  # nothing more is read
+            await asyncio.wait([self._taken.done], timeout=timeout)
+            await asyncio.sleep(0)  # the answer is written by then
+        await super().shutdown(timeout)
 
     def _wait_for_head(self, waiter: asyncio.Future[None], size: int) -> None:
         if not self._head_bytes:
@@ -162,9 +236,11 @@ class _Connection(RequestHandler):
 class _JsonServer(Server):
     """Makes :class:`_Connection` handlers."""
 
+    express: Express | None = None
+
     def __call__(self) -> RequestHandler:
         """A handler for a new connection."""
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return _Connection(self, self.express, loop=self._loop, **self._kwargs)
 
 
 class _Runner(web.AppRunner):
@@ -172,7 +248,9 @@ class _Runner(web.AppRunner):
 
     async def _make_server(self) -> Server:
         server = await super()._make_server()
-        return _JsonServer(server.request_handler, request_factory=server.request_factory, **server._kwargs)
+        json_server = _JsonServer(server.request_handler, request_factory=server.request_factory, **server._kwargs)
+        json_server.express = self.app.get(EXPRESS)
+        return json_server
 
 
 def target_of(line: bytes) -> str:
@@ -223,8 +301,17 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def serve(app: web.Application, config: Config, on_ready: Callable[[str], Any]) -> None:
-    """Serve until SIGTERM or SIGINT; *on_ready* is awaited with the URL once requests are taken."""
+def url_of(host: str, port: int) -> str:
+    """What a caller on this machine writes to reach *port*."""
+    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+
+
+async def serve(app: web.Application, config: Config, on_ready: Callable[[str], Any],
+                sockets: Sequence[socket.socket] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; *on_ready* is awaited with the URL once requests are taken.
+
+    *sockets* are bound already, and somebody else's: they stay open there. With none of them nobody can call.
+    """
     raise_file_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -233,10 +320,12 @@ async def serve(app: web.Application, config: Config, on_ready: Callable[[str], 
     runner = make_runner(app, config)
     try:
         await runner.setup()
-        site = web.TCPSite(runner, config.host, config.port, backlog=1024)
-        await site.start()
-        host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-        await on_ready(f"http://{host}:{runner.addresses[0][1]}")
+        sites: list[web.BaseSite] = [web.TCPSite(runner, config.host, config.port, backlog=BACKLOG)]
+        if sockets is not None:
+            sites = [web.SockSite(runner, one, backlog=BACKLOG) for one in sockets]
+        for site in sites:
+            await site.start()
+        await on_ready(url_of(config.host, runner.addresses[0][1]) if sites else "no port")
         await stop.wait()
     finally:
         await runner.cleanup()

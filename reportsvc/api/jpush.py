@@ -9,7 +9,7 @@ Source: https://docs.jiguang.cn/en/jpush/server/push/rest_api_v3_report
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, Final
@@ -108,29 +108,31 @@ WEB_MESSAGES: Final = {
 # ------------------------------------------------------------------------------------------------------------- handlers
 async def received(request: web.Request) -> web.Response:
     """``GET /v3/received``: delivery counts of up to 100 messages."""
-    msg_ids = parse_msg_ids(request.query.get("msg_ids"))
-    report, fields = ("received with web", RECEIVED | WEB_RECEIVED) if with_web(request) else ("received", RECEIVED)
-
     async def answer() -> bytes:
+        msg_ids = parse_msg_ids(request.query.get("msg_ids"))
+        is_web = with_web(request)
+        report, fields = ("received with web", RECEIVED | WEB_RECEIVED) if is_web else ("received", RECEIVED)
         totals = await request.app[DELIVERY].totals(request[APP], msg_ids, report, fields)
         return orjson.dumps([render_received(msg_id, totals.get(msg_id, {}), fields) for msg_id in msg_ids])
 
-    return await fresh(request, (report, *msg_ids), answer)
+    # The query as it came: reading it would cost more than the answer that is kept.
+    return await fresh(request, ("received", request.rel_url.raw_query_string), answer)
 
 
 async def messages(request: web.Request) -> web.Response:
     """``GET /v3/messages``: the funnel of up to 100 messages, by platform."""
     require_vip(request)
-    msg_ids = parse_msg_ids(request.query.get("msg_ids"))
-    report, platforms = ("messages with web", MESSAGES | WEB_MESSAGES) if with_web(request) else ("messages", MESSAGES)
-    counters = {f"{platform}.{name}": selection
-                for platform, fields in platforms.items() for name, selection in fields.items()}
 
     async def answer() -> bytes:
+        msg_ids = parse_msg_ids(request.query.get("msg_ids"))
+        is_web = with_web(request)
+        report, platforms = ("messages with web", MESSAGES | WEB_MESSAGES) if is_web else ("messages", MESSAGES)
+        counters = {f"{platform}.{name}": selection
+                    for platform, fields in platforms.items() for name, selection in fields.items()}
         totals = await request.app[DELIVERY].totals(request[APP], msg_ids, report, counters)
         return orjson.dumps([render_message(msg_id, totals.get(msg_id, {}), platforms) for msg_id in msg_ids])
 
-    return await fresh(request, (report, *msg_ids), answer)
+    return await fresh(request, ("messages", request.rel_url.raw_query_string), answer)
 
 
 async def status_message(request: web.Request) -> web.Response:
@@ -151,7 +153,7 @@ async def users(request: web.Request) -> web.Response:
 
 
 async def fresh(request: web.Request, question: tuple[str, ...],
-                answer: Callable[[], Awaitable[bytes]]) -> web.Response:
+                answer: Callable[[], Coroutine[Any, Any, bytes]]) -> web.Response:
     """The answer to *question*, kept while nothing changes."""
     body = await request.app[FRESH].get(request[APP].id, question, answer)
     return web.Response(body=body, content_type="application/json")
@@ -226,7 +228,7 @@ class UsersQuery:
 
 
 # time_unit -> (format, pattern of `start`)
-_FORMATS: Final = {
+FORMATS: Final = {
     "HOUR": ("%Y-%m-%d %H", r"\d{4}-\d\d-\d\d \d\d"),
     "DAY": ("%Y-%m-%d", r"\d{4}-\d\d-\d\d"),
     "MONTH": ("%Y-%m", r"\d{4}-\d\d"),
@@ -236,17 +238,17 @@ _FORMATS: Final = {
 def parse_users_query(query: Mapping[str, str], now: datetime) -> UsersQuery:
     """The parameters of a users call; *now* is the app's wall clock."""
     unit, text = query.get("time_unit", ""), query.get("start", "")
-    if unit not in _FORMATS:
+    if unit not in FORMATS:
         raise BadParameter("time_unit", "must be HOUR, DAY or MONTH")
     if not text:
         raise BadParameter("start", "required")
-    start = _parse_local(text, *_FORMATS[unit])
+    start = _parse_local(text, *FORMATS[unit])
     if start is None:
-        raise UnitMismatch(f"start: with time_unit {unit} it must look like {now.strftime(_FORMATS[unit][0])}")
+        raise UnitMismatch(f"start: with time_unit {unit} it must look like {now.strftime(FORMATS[unit][0])}")
     duration = parse_duration(unit, query.get("duration", ""))
     _check_range(unit, start, now)
     *starts, end = _boundaries(unit, start, duration)
-    periods = [Period(moment.strftime(_FORMATS[unit][0]), moment) for moment in starts]
+    periods = [Period(moment.strftime(FORMATS[unit][0]), moment) for moment in starts]
     return UsersQuery(unit, text, duration, periods, end)
 
 

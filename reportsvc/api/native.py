@@ -42,16 +42,19 @@ DIALECT: Final = Dialect(
 MAX_AUDIENCE_DEVICES: Final = 100_000
 MAX_AUDIENCE_INTERESTS: Final = 100
 MAX_AUDIENCE_USERS: Final = 1_000
+MAX_VENDOR_CHARACTERS: Final = 64
 #: Pushy's, and the month that JPush keeps statistics for.
 DEFAULT_TIME_TO_LIVE: Final = 30 * 86400
 #: Pushy's limit.
 MAX_TIME_TO_LIVE: Final = 365 * 86400
-_LINES: Final = frozenset({
+LINES: Final = frozenset({
     "application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
 #: What a registration may say beside ``msg_id`` and ``audience``.
 _PUSH_KEYS: Final = ("channel", "created_at", "expires_at", "kind", "payload", "scheduled_at", "time_to_live", "vendor")
+#: A request of so many events comes from a program that can wait, and not from a device.
+PACED_EVENTS: Final = 100
 #: A time past this is in milliseconds; see events._MILLISECONDS_FROM.
-_MAX_SECONDS: Final = 100_000_000_000
+MAX_SECONDS: Final = 100_000_000_000
 
 
 # --------------------------------------------------------------------------------------------------------------- events
@@ -67,13 +70,16 @@ async def post_events(request: web.Request) -> web.Response:
     if parsed.skewed:
         ledger.add("skewed", parsed.skewed)
     if len(parsed.batch):
-        await request.app[JOURNAL].append(parsed.batch)
+        journal = request.app[JOURNAL]
+        if len(parsed.batch) >= PACED_EVENTS:
+            await journal.pace()
+        await journal.append(parsed.batch)
     return render_outcome(len(parsed.batch), parsed.rejected, parsed.errors)
 
 
 def parse_items(request: web.Request, body: bytes, parse: Callable[[Lines], Any], limit: int = MAX_EVENTS) -> Any:
     """``parse(values of body)``, where *body* is an object, an array or lines, and ids are of any size."""
-    is_lines = request.content_type in _LINES
+    is_lines = request.content_type in LINES
     try:
         return parse(_items(body, is_lines, limit, orjson.loads))
     except FloatId:
@@ -184,8 +190,8 @@ def parse_push(body: Any, now: int) -> tuple[Push, Audience, bytes]:
     created_at = parse_time(body, "created_at") or now
     scheduled_at = parse_time(body, "scheduled_at")
     vendor = body.get("vendor")
-    if vendor is not None and not (isinstance(vendor, str) and 0 < len(vendor) <= 64):
-        raise BadParameter("vendor", "must be a string of 1 to 64 characters")
+    if vendor is not None and not (isinstance(vendor, str) and 0 < len(vendor) <= MAX_VENDOR_CHARACTERS):
+        raise BadParameter("vendor", f"must be a string of 1 to {MAX_VENDOR_CHARACTERS} characters")
     push = Push(
         msg_id=msg_id, vendor=vendor or "", created_at=created_at, scheduled_at=scheduled_at,
         expires_at=parse_expiry(body, scheduled_at or created_at), payload=body.get("payload"),
@@ -205,9 +211,9 @@ def parse_time(body: Mapping[str, Any], name: str) -> int | None:
     value = body.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _MAX_SECONDS * 1000:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < MAX_SECONDS * 1000:
         raise BadParameter(name, "must be a unix time in seconds")
-    return int(value) // 1000 if value >= _MAX_SECONDS else int(value)
+    return int(value) // 1000 if value >= MAX_SECONDS else int(value)
 
 
 def parse_expiry(body: Mapping[str, Any], start: int) -> int:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import orjson
 
 from reportsvc.localtime import hour_start
+from reportsvc.metrics import Metrics
 from reportsvc.model import FACT_CODES, STAGES, TARGET_STAGES, App, Fact, Profile
 from reportsvc.pipeline.numbering import NEVER_QUARTER, QUARTER_SECONDS, DeviceFact, Integers, Numbering
 from reportsvc.registry.apps import AppDirectory
@@ -82,6 +83,14 @@ class _Columns:
     in_record: list[int] = field(default_factory=list)
     numbers: Numbers = field(default_factory=lambda: np.zeros(0, np.uint32))
     facts: list[DeviceFact] = field(default_factory=list)
+    #: What is above, as arrays, once all of the batch is collected: see :meth:`seal`.
+    code_array: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+    time_array: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+    received_array: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+    seen_array: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    #: Each row's message, as its position in ``messages``.
+    message_array: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+    messages: list[str] = field(default_factory=list)
 
     def extend(self, msg_ids: list[str], device_ids: list[str], codes: list[int], times: list[int], received_at: int,
                *, seen: bool) -> int:
@@ -96,6 +105,14 @@ class _Columns:
         self.received_at += [received_at] * len(codes)
         self.seen += [seen] * len(codes)
         return start
+
+    def seal(self) -> None:
+        """Turn the columns into arrays; no row is added after that."""
+        self.code_array = np.array(self.codes, np.int64)
+        self.time_array = np.array(self.times, np.int64)
+        self.received_array = np.array(self.received_at, np.int64)
+        self.seen_array = np.array(self.seen, np.bool_)
+        self.message_array, self.messages = _positions(self.msg_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +130,8 @@ class Applier:
     """Applies batches; see the module."""
 
     def __init__(self, redis: Redis, clickhouse: ClickHouse, apps: AppDirectory, capacity: int,
-                 small_chunk_limit: int, floors: Floors | None = None) -> None:
+                 small_chunk_limit: int, floors: Floors | None = None, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics()
         self._redis = redis
         self._clickhouse = clickhouse
         self._queries = Queries(clickhouse)
@@ -133,18 +151,26 @@ class Applier:
         """
         if any(self._apps.by_id(record["app"]) is None for record in records):
             await self._apps.refresh()  # another process may have made it a moment ago
-        columns = list(self._collect(records).values())
-        for one in columns:
-            await self._number(one)
-        await self._store_devices(columns, [record for record in records if record["type"] == "deletion"])
-        await self._store_profiles(records)
-        await self._store_sets(columns)
-        await self._store_audiences([record for record in records if record["type"] == "audience"])
-        await self._store_counters(columns)
-        await self._store_pushes([record for record in records if record["type"] == "push"])
-        await self._store_apps([record for record in records if record["type"] in ("app", "app_deletion")])
-        # Answers made before this moment are kept no longer; see reports/fresh.py.
-        await self._redis.run([("INCR", epoch_key(app_id)) for app_id in {record["app"] for record in records}])
+        step = self._metrics.step
+        with step("all"):
+            with step("collect"):
+                columns = list(self._collect(records).values())
+            with step("numbers"):
+                for one in columns:
+                    await self._number(one)
+            with step("devices"):
+                await self._store_devices(columns, [record for record in records if record["type"] == "deletion"])
+                await self._store_profiles(records)
+            with step("sets"):
+                await self._store_sets(columns)
+                await self._store_audiences([record for record in records if record["type"] == "audience"])
+            with step("counters"):
+                await self._store_counters(columns)
+            with step("pushes"):
+                await self._store_pushes([record for record in records if record["type"] == "push"])
+                await self._store_apps([record for record in records if record["type"] in ("app", "app_deletion")])
+            # Answers made before this moment are kept no longer; see reports/fresh.py.
+            await self._redis.run([("INCR", epoch_key(app_id)) for app_id in {record["app"] for record in records}])
 
     # ---------------------------------------------------------------------------------------------------------- collect
     def _collect(self, records: Sequence[dict[str, Any]]) -> dict[int, _Columns]:
@@ -158,6 +184,8 @@ class Applier:
                 if app_id not in by_app:
                     by_app[app_id] = _Columns(self._app(app_id))
                 add(by_app[app_id], record)
+        for columns in by_app.values():
+            columns.seal()
         return by_app
 
     def _app(self, app_id: int) -> App:
@@ -168,8 +196,8 @@ class Applier:
 
     # ---------------------------------------------------------------------------------------------------------- devices
     async def _number(self, columns: _Columns) -> None:
-        ranks = _RANKS[np.array(columns.codes, np.intp)]
-        quarters = np.where(columns.seen, np.array(columns.times, np.int64) // QUARTER_SECONDS, NEVER_QUARTER)
+        ranks = _RANKS[columns.code_array]
+        quarters = np.where(columns.seen_array, columns.time_array // QUARTER_SECONDS, NEVER_QUARTER)
         for position, rank in columns.ranks.items():
             ranks[position] = rank
         for position, seconds in columns.first_seen.items():
@@ -388,13 +416,13 @@ def _profile_row(app_id: int, profile: Mapping[str, Any], *, deleted: bool = Fal
 
 def _touches(columns: _Columns) -> Iterator[_Touch]:
     """What the hash of each message has to learn before its sets are added to."""
-    messages, names = _positions(columns.msg_ids)
+    messages, names = columns.message_array, columns.messages
     if not names:
         return
     last = np.zeros(len(names), np.int64)
-    np.maximum.at(last, messages, np.array(columns.received_at, np.int64))
+    np.maximum.at(last, messages, columns.received_array)
     in_sets = _in_sets(columns, [*_TARGETS, _RECEIVED])
-    extended = set(messages[np.isin(np.array(columns.codes, np.int64) & _STAGE_BITS, _TARGETS)].tolist())
+    extended = set(messages[np.isin(columns.code_array & _STAGE_BITS, _TARGETS)].tolist())
     pairs = np.unique(messages[in_sets] << CHUNK_BITS | columns.numbers[in_sets].astype(np.int64) >> CHUNK_BITS)
     chunks: dict[int, list[int]] = {}
     for pair in pairs.tolist():
@@ -420,7 +448,7 @@ def _runs(keys: Integers) -> tuple[Integers, list[int], list[int]]:
 
 def _in_sets(columns: _Columns, stages: Sequence[int]) -> npt.NDArray[np.bool_]:
     """Which rows belong into the set of devices that reached one of *stages*."""
-    found = np.isin(np.array(columns.codes, np.int64) & _STAGE_BITS, stages)
+    found = np.isin(columns.code_array & _STAGE_BITS, stages)
     found[columns.in_record] = False
     return found
 
@@ -430,9 +458,8 @@ def _chunks(columns: _Columns, stages: Sequence[int]) -> Iterator[tuple[str, int
     wanted = np.flatnonzero(_in_sets(columns, stages))
     if not len(wanted):
         return
-    numbers = columns.numbers[wanted]
-    messages, names = _positions([columns.msg_ids[position] for position in wanted.tolist()])
-    keys = messages << CHUNK_BITS | (numbers >> CHUNK_BITS).astype(np.int64)
+    numbers, names = columns.numbers[wanted], columns.messages
+    keys = columns.message_array[wanted] << CHUNK_BITS | (numbers >> CHUNK_BITS).astype(np.int64)
     order, starts, ends = _runs(keys)
     offsets = (numbers[order] & (CHUNK_SIZE - 1)).astype("<u2")
     for start, end in zip(starts, ends, strict=True):
@@ -445,14 +472,14 @@ def _ingest_rows(columns: _Columns) -> Iterator[bytes]:
     if not columns.codes:
         return
     timezone = columns.app.timezone
-    quarters, quarter_of = np.unique(np.array(columns.times, np.int64) // QUARTER_SECONDS, return_inverse=True)
+    quarters, quarter_of = np.unique(columns.time_array // QUARTER_SECONDS, return_inverse=True)
     hours = np.array([hour_start(timezone, int(quarter) * QUARTER_SECONDS) for quarter in quarters], np.int64)
-    messages, names = _positions(columns.msg_ids)
-    codes, seen = np.array(columns.codes, np.int64), np.array(columns.seen, np.int64)
+    messages, names = columns.message_array, columns.messages
+    codes, seen = columns.code_array, columns.seen_array
     # From the right: `seen` 1 bit, the fact 13, the hour as a quarter since 1970 24, the message what is left.
     keys = messages << 38 | (hours // QUARTER_SECONDS)[quarter_of] << 14 | codes << 1 | seen
     order, starts, ends = _runs(keys)
-    devices, received_at = columns.numbers[order], np.array(columns.received_at, np.int64)[order]
+    devices, received_at = columns.numbers[order], columns.received_array[order]
     lasts = np.maximum.reduceat(received_at, starts)
     for start, end, last in zip(starts, ends, lasts.tolist(), strict=True):
         first = order[start]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -94,7 +95,7 @@ class Numbering:
     def _look_up(self, app_id: int, device_ids: Sequence[str]) -> Integers:
         cache = self._caches.setdefault(app_id, _AppCache())
         get = cache.young.get
-        values = np.array([get(device_id, -1) for device_id in device_ids], np.int64)
+        values = np.fromiter(map(get, device_ids, repeat(-1)), np.int64, len(device_ids))
         if cache.old:
             for position in np.flatnonzero(values < 0).tolist():
                 device_id = device_ids[position]

@@ -325,10 +325,18 @@ class AppDirectory:
 
     async def by_instance(self, instance_id: str) -> App | None:
         """An app by its Beams instance, in any letter case."""
+        app = self.known_instance(instance_id)
+        if app is None:
+            app = await self._find(lambda: self._by_instance.get(instance_id.lower()))
+            if app is not None:
+                self._uses.note(app.beams_instance_id)
+        return app
+
+    def known_instance(self, instance_id: str) -> App | None:
+        """The same for an instance that is written as it was given out, and known here at this moment."""
         app = None if self._is_lost else self._by_instance.get(instance_id)
-        app = app or await self._find(lambda: self._by_instance.get(instance_id.lower()))
         if app is not None:
-            self._uses.note(app.beams_instance_id)
+            self._uses.note(instance_id)
         return app
 
     async def _find(self, look_up: Callable[[], App | None]) -> App | None:

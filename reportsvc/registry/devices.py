@@ -19,6 +19,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from reportsvc.errors import DataLost, StoreUnavailable
@@ -92,6 +93,10 @@ class Device(NamedTuple):
     rank: int
     deleted_at: int = 0
     returned_at: int = 0
+
+
+#: The same from a tuple of all its values, in half the time: a call may be about a thousand devices.
+_device: Final = partial(tuple.__new__, Device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +275,8 @@ class DeviceRegistry:
 def _by_bucket(device_ids: Sequence[str]) -> dict[int, list[int]]:
     """The positions of the ids of each bucket."""
     positions: dict[int, list[int]] = {}
-    for position, device_id in enumerate(device_ids):
-        positions.setdefault(bucket_of(device_id), []).append(position)
+    for position, bucket in enumerate(map(bucket_of, device_ids)):
+        positions.setdefault(bucket, []).append(position)
     return positions
 
 
@@ -288,8 +293,8 @@ def bucket_of(device_id: str) -> int:
 
 def _parse(value: bytes) -> Device:
     if value.isdigit():  # as almost all are
-        number = int(value)
-        return Device(number >> 4, number & 15)
+        packed = int(value)
+        return _device((packed >> 4, packed & 15, 0, 0))
     match = _VALUE.fullmatch(value)
     assert match, f"a device's value in Redis reads {value!r}"
     packed, mark, time = int(match[1]), match[2], int(match[3] or 0)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Mapping
-from typing import Final
+from collections.abc import Callable, Coroutine, Hashable, Mapping
+from typing import Any, Final, NamedTuple
 
 from reportsvc.errors import StoreUnavailable
 from reportsvc.reports.coalesce import Coalescer
@@ -27,6 +27,14 @@ _LONGEST_SECONDS: Final = 0.2
 _EPOCH_SECONDS: Final = 0.25
 
 
+class _Answer(NamedTuple):
+    """An answer, or the making of it: the epoch and the time before it was begun, and its text."""
+
+    epoch: int
+    made_at: float
+    text: asyncio.Future[bytes]
+
+
 class FreshAnswers:
     """Rendered answers of reports, by app and question."""
 
@@ -34,24 +42,29 @@ class FreshAnswers:
         self._redis = redis
         self._clock = clock
         self._epochs: Coalescer[int, int] = Coalescer(self._read_epochs)
-        self._answers: OrderedDict[Hashable, tuple[int, float, bytes]] = OrderedDict()
+        self._answers: OrderedDict[Hashable, _Answer] = OrderedDict()
 
-    async def get(self, app_id: int, question: Hashable, answer: Callable[[], Awaitable[bytes]]) -> bytes:
+    async def get(self, app_id: int, question: Hashable, answer: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
         """The answer to *question*, from ``answer()`` unless the last one is still true."""
         epoch = await self._epoch(app_id)
         if epoch is None:
             return await answer()
         key = app_id, question
         kept = self._answers.get(key)
-        if kept is not None and kept[0] == epoch and abs(self._clock() - kept[1]) < _LONGEST_SECONDS:
-            self._answers.move_to_end(key)
-            return kept[2]
-        made_at, text = self._clock(), await answer()
-        self._answers[key] = epoch, made_at, text
+        if kept is None or kept.epoch != epoch or abs(self._clock() - kept.made_at) >= _LONGEST_SECONDS:
+            # Whoever asks the same at the same epoch, while this is being made, waits for it too.
+            kept = self._answers[key] = _Answer(epoch, self._clock(), asyncio.ensure_future(answer()))
+            kept.text.add_done_callback(lambda made: self._drop_failed(key, made))
+            while len(self._answers) > _CAPACITY:
+                self._answers.popitem(last=False)
         self._answers.move_to_end(key)
-        while len(self._answers) > _CAPACITY:
-            self._answers.popitem(last=False)
-        return text
+        # A caller who goes away must not take the answer from the others.
+        return await asyncio.shield(kept.text)
+
+    def _drop_failed(self, key: Hashable, made: asyncio.Future[bytes]) -> None:
+        kept = self._answers.get(key)
+        if (made.cancelled() or made.exception()) and kept is not None and kept.text is made:
+            del self._answers[key]
 
     async def _epoch(self, app_id: int) -> int | None:
         """The app's epoch; None while Redis is away, which must not keep counters from being answered."""

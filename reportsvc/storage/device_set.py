@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from reportsvc.storage.redis import Command, Redis, Script
+from reportsvc.storage.redis import Command, Redis, Script, spare_key
 
 Numbers = npt.NDArray[np.uint32]
 
@@ -27,56 +27,73 @@ MAX_SMALL_CHUNK: Final = 4095
 #: Redis' own default.
 REDIS_INTSET_ENTRIES: Final = 512
 
+#: From so many members on, a bitmap of them travels beside them: one BITOP is then cheaper than setting bit by bit, for
+#: Redis and for its log.
+_MANY: Final = 512
+
 # Members are stored minus 32 768, so that all of them fit the intset's two-byte form. Offsets arrive as one string of
-# little-endian uint16: one argument instead of thousands.
-_ADD = Script("""
-local key, limit, blob = KEYS[1], tonumber(ARGV[1]), ARGV[2]
-local kind = redis.call('TYPE', key).ok
-local members = {}
-for i = 1, #blob, 2 do
-  local low, high = string.byte(blob, i, i + 1)
-  members[#members + 1] = low + high * 256
+# little-endian uint16: one argument instead of thousands. KEYS[2] is there only while a script runs.
+_LIBRARY: Final = """
+local key, spare = KEYS[1], KEYS[2]
+local function set_bits(members)
+  for from = 1, #members, 1000 do
+    local part = {}
+    for i = from, math.min(from + 999, #members) do
+      local n = #part
+      part[n + 1], part[n + 2], part[n + 3], part[n + 4] = 'SET', 'u1', members[i], 1
+    end
+    redis.call('BITFIELD', key, unpack(part))
+  end
 end
+local function add_bitmap(bitmap)
+  redis.call('SET', spare, bitmap)
+  redis.call('BITOP', 'OR', key, key, spare)
+  redis.call('DEL', spare)
+end
+local function to_bitmap(kind)
+  local members = kind == 'set' and redis.call('SMEMBERS', key) or {}
+  for i = 1, #members do members[i] = tonumber(members[i]) + 32768 end
+  redis.call('DEL', key)
+  redis.call('SETBIT', key, 65535, 0)
+  set_bits(members)
+end
+"""
+
+_ADD = Script(_LIBRARY + """
+local limit, blob, bitmap = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local kind = redis.call('TYPE', key).ok
 if kind ~= 'string' then
   local size = kind == 'set' and redis.call('SCARD', key) or 0
-  if size + #members <= limit then
-    for from = 1, #members, 1000 do
+  if size + #blob / 2 <= limit then
+    for from = 1, #blob, 2000 do
       local part = {}
-      for i = from, math.min(from + 999, #members) do part[#part + 1] = members[i] - 32768 end
+      for i = from, math.min(from + 1999, #blob), 2 do
+        local low, high = string.byte(blob, i, i + 1)
+        part[#part + 1] = low + high * 256 - 32768
+      end
       redis.call('SADD', key, unpack(part))
     end
     return 0
   end
-  if size > 0 then
-    for _, member in ipairs(redis.call('SMEMBERS', key)) do members[#members + 1] = tonumber(member) + 32768 end
-    redis.call('DEL', key)
-  end
-  redis.call('SETBIT', key, 65535, 0)
+  to_bitmap(kind)
 end
-for from = 1, #members, 1000 do
-  local part = {}
-  for i = from, math.min(from + 999, #members) do
-    local n = #part
-    part[n + 1], part[n + 2], part[n + 3], part[n + 4] = 'SET', 'u1', members[i], 1
+if bitmap ~= '' then
+  add_bitmap(bitmap)
+else
+  local members = {}
+  for i = 1, #blob, 2 do
+    local low, high = string.byte(blob, i, i + 1)
+    members[#members + 1] = low + high * 256
   end
-  redis.call('BITFIELD', key, unpack(part))
+  set_bits(members)
 end
 return 1
 """)
 
-# A whole bitmap at once: member by member, a full chunk would take tens of milliseconds.
-_UNION = Script("""
-local key, bitmap = KEYS[1], ARGV[1]
+_UNION = Script(_LIBRARY + """
 local kind = redis.call('TYPE', key).ok
-if kind == 'string' then
-  local old, out = redis.call('GET', key), {}
-  for i = 1, #bitmap do out[i] = string.char(bit.bor(string.byte(old, i), string.byte(bitmap, i))) end
-  redis.call('SET', key, table.concat(out))
-else
-  local members = kind == 'set' and redis.call('SMEMBERS', key) or {}
-  redis.call('SET', key, bitmap)
-  for _, member in ipairs(members) do redis.call('SETBIT', key, tonumber(member) + 32768, 1) end
-end
+if kind ~= 'string' then to_bitmap(kind) end
+add_bitmap(ARGV[1])
 return 1
 """)
 
@@ -93,11 +110,13 @@ if kind == 'string' and redis.call('BITCOUNT', key) == 0 then redis.call('DEL', 
 return 1
 """)
 
+# Either the whole bitmap (first 1), which is quicker to look through elsewhere, or a byte for each member asked for.
 _CONTAINS = Script("""
 local key, blob = KEYS[1], ARGV[1]
 local kind = redis.call('TYPE', key).ok
 local out = {}
 if kind == 'string' then
+  if #blob > 128 then return {1, redis.call('GET', key)} end
   for i = 1, #blob, 2 do
     local low, high = string.byte(blob, i, i + 1)
     out[#out + 1] = string.char(redis.call('GETBIT', key, low + high * 256))
@@ -113,10 +132,10 @@ elseif kind == 'set' then
     for _, one in ipairs(found) do out[#out + 1] = string.char(one) end
   end
 else
-  return string.rep('\\0', #blob / 2)
+  return {0, string.rep('\\0', #blob / 2)}
 end
-return table.concat(out)
-""")
+return {0, table.concat(out)}
+""", writes=False)
 
 _READ = Script("""
 local kind = redis.call('TYPE', KEYS[1]).ok
@@ -128,13 +147,13 @@ for _, member in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   out[#out + 1] = string.char(offset % 256, math.floor(offset / 256))
 end
 return table.concat(out)
-""")
+""", writes=False)
 
 _SIZE = Script("""
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind == 'string' then return redis.call('BITCOUNT', KEYS[1]) end
 return kind == 'set' and redis.call('SCARD', KEYS[1]) or 0
-""")
+""", writes=False)
 
 _BITMAP_BYTES: Final = CHUNK_SIZE // 8
 
@@ -154,9 +173,15 @@ class DeviceSet:
         """The key of one chunk."""
         return f"{self._start}{chunk}{self._end}"
 
+    def _keys(self, chunk: int) -> tuple[str, str]:
+        """The key of a chunk, and one beside it for the moment."""
+        key = self.chunk_key(chunk)
+        return key, spare_key(key)
+
     def add_chunk(self, chunk: int, offsets: bytes, limit: int) -> Command:
         """Add numbers of one chunk, given as packed uint16 offsets; *limit* as :func:`small_chunk_limit` tells."""
-        return _ADD((self.chunk_key(chunk),), limit, offsets)
+        bitmap = _bitmap(offsets) if len(offsets) > 2 * _MANY else b""
+        return _ADD(self._keys(chunk), limit, offsets, bitmap)
 
     def add(self, numbers: Numbers, limit: int) -> list[Command]:
         """Add *numbers*, in any order."""
@@ -164,7 +189,7 @@ class DeviceSet:
 
     def union(self, chunks: Mapping[int, bytes], limit: int) -> list[Command]:
         """Add whole chunks, each in a form that :func:`decode_chunk` reads."""
-        return [_UNION((self.chunk_key(chunk),), members) if len(members) == _BITMAP_BYTES
+        return [_UNION(self._keys(chunk), members) if len(members) == _BITMAP_BYTES
                 else self.add_chunk(chunk, members, limit) for chunk, members in chunks.items()]
 
     def remove(self, numbers: Numbers) -> list[Command]:
@@ -200,8 +225,9 @@ async def contains(sets: Sequence[DeviceSet], redis: Redis, numbers: Numbers) ->
     answers = []
     for _ in sets:
         found = np.zeros(len(numbers), np.bool_)
-        for _, _, positions in parts:
-            found[positions] = np.frombuffer(next(replies), np.bool_)
+        for _, offsets, positions in parts:
+            is_bitmap, reply = next(replies)
+            found[positions] = _bits(reply, offsets) if is_bitmap else np.frombuffer(reply, np.bool_)
         answers.append(found)
     return answers
 
@@ -232,6 +258,18 @@ def chunk_of(offsets: bytes) -> bytes:
     members = np.zeros(CHUNK_SIZE, np.uint8)
     members[np.frombuffer(offsets, "<u2")] = 1
     return _encode(members)
+
+
+def _bits(bitmap: bytes, offsets: bytes) -> npt.NDArray[np.bool_]:
+    wanted = np.frombuffer(offsets, "<u2")
+    found: npt.NDArray[np.bool_] = np.unpackbits(np.frombuffer(bitmap, np.uint8))[wanted].astype(np.bool_)
+    return found
+
+
+def _bitmap(offsets: bytes) -> bytes:
+    members = np.zeros(CHUNK_SIZE, np.uint8)
+    members[np.frombuffer(offsets, "<u2")] = 1
+    return np.packbits(members).tobytes()
 
 
 def _encode(members: npt.NDArray[np.uint8]) -> bytes:

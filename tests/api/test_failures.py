@@ -170,10 +170,13 @@ async def test_bug_is_an_internal_error(running_service: Running, account: Accou
     async def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("secret inside")
 
+    def broken_append(*_: Any) -> Any:
+        raise RuntimeError("secret inside")
+
     monkeypatch.setattr(DeliveryReport, "totals", broken)
     monkeypatch.setattr(StatusReport, "statuses", broken)
     monkeypatch.setattr(PushRegistry, "find", broken)
-    monkeypatch.setattr(Journal, "append", broken)
+    monkeypatch.setattr(Journal, "append", broken_append)
 
     answers = await ask_everything(running_service, account)
 
