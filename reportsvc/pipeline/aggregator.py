@@ -1,5 +1,9 @@
 """Reads the journal as one consumer of a group, applies batches, and takes over what a dead consumer left.
 
+Any number of processes may have a consumer of the same partition: Redis gives each entry to one of them. A consumer
+that is only slow may lose entries to another that takes them over; both then apply them, which changes nothing, and
+whoever acknowledges first has them counted.
+
 An entry leaves the journal only after everything in it is in both stores. A store that is away makes the batch wait
 and be applied again; a record that cannot be applied goes to the dead letters with its reason and never blocks the
 rest.
@@ -13,12 +17,15 @@ import os
 import re
 import socket
 import time
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import orjson
 
 from reportsvc.errors import StoreUnavailable
+from reportsvc.metrics import Metrics
 from reportsvc.pipeline import deadletter
 from reportsvc.pipeline.apply import Applier, UnknownApp
 from reportsvc.storage.redis import BLOCK_MILLISECONDS, Redis, ResponseError, Script, journal_key, ledger_key
@@ -33,6 +40,8 @@ _READ_COUNT: Final = 200
 #: A consumer that has not finished an entry for so long is taken for dead. Taking over from a slow one is harmless.
 _TAKEOVER_MILLISECONDS: Final = 15_000
 _TAKEOVER_EVERY_SECONDS: Final = 5
+#: A consumer that has not asked for so long, and has nothing unfinished, is forgotten: every process brings a new name.
+_FORGET_MILLISECONDS: Final = 3_600_000
 _RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 _ACKNOWLEDGE = Script("""
@@ -45,6 +54,26 @@ for i = 2, #ARGV, 2 do
 end
 if applied > 0 then redis.call('HINCRBY', KEYS[2], 'applied', string.format('%.0f', applied)) end
 return applied
+""")
+
+# ARGV: group, consumer, idle milliseconds it must have. Deleting a consumer with unfinished entries would lose them.
+_FORGET_CONSUMERS = Script("""
+local consumers = redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
+for _, pairs in ipairs(consumers) do
+  local consumer = {}
+  for i = 1, #pairs, 2 do consumer[pairs[i]] = pairs[i + 1] end
+  if (ARGV[2] == '' or consumer['name'] == ARGV[2]) and consumer['pending'] == 0
+      and consumer['idle'] >= tonumber(ARGV[3]) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer['name'])
+  end
+end
+return 1
+""")
+
+# Where the journal ends at this moment: the id that was given last.
+_END = Script("""
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+for i = 1, #info, 2 do if info[i] == 'last-generated-id' then return info[i + 1] end end
 """)
 
 
@@ -60,15 +89,19 @@ class Aggregator:
     """One consumer of one partition."""
 
     def __init__(self, redis: Redis, applier: Applier, partition: int, linger_seconds: float,
-                 consumer: str = "") -> None:
+                 consumer: str = "", metrics: Metrics | None = None) -> None:
         """*redis* blocks while it waits for entries, so it is this aggregator's own."""
         self._redis = redis
         self._applier = applier
         self._partition = partition
         self._linger = linger_seconds
-        self._consumer = consumer or f"{socket.gethostname()}-{os.getpid()}"
+        # Containers share host names and process ids; two consumers of one name would drain each other's entries.
+        self._consumer = consumer or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._metrics = metrics or Metrics()
         self._stream = journal_key(partition)
         self._stopping = False
+        #: How far to go once stopping; what comes after it is for others, or for the next start.
+        self._end: tuple[int, ...] = ()
         self._task: asyncio.Task[None] | None = None
         self._next_takeover = 0.0
 
@@ -77,7 +110,10 @@ class Aggregator:
         self._task = asyncio.create_task(self._run(), name=f"aggregator-{self._partition}")
 
     async def stop(self, timeout: float = 30.0) -> None:
-        """Apply what the journal holds, then end; what is left after *timeout* seconds waits for the next start."""
+        """Apply what the journal holds at this moment, then end.
+
+        What is left after *timeout* seconds waits for the next start, or for another process.
+        """
         self._stopping = True
         if self._task:
             done, _ = await asyncio.wait([self._task], timeout=timeout)
@@ -99,7 +135,9 @@ class Aggregator:
                     await self._join()
                     await self._drain_own()
                     joined = True
-                if not await self._step() and self._stopping:
+                last = await self._step()
+                if self._stopping and (not last or await self._is_at_end(last)):
+                    await self._leave()
                     return
                 failures = 0
             except StoreUnavailable as error:
@@ -113,8 +151,10 @@ class Aggregator:
                 failures = await self._back_off(failures, None)
 
     async def _back_off(self, failures: int, error: StoreUnavailable | None) -> int:
-        if error is not None and failures == 0:
-            log.warning("applying waits: %s", error)
+        if error is not None:
+            self._metrics.failed(error.store, "apply")
+            if failures == 0:
+                log.warning("applying waits: %s", error)
         await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
         return failures + 1
 
@@ -124,21 +164,32 @@ class Aggregator:
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
+        await self._redis.run([_FORGET_CONSUMERS((self._stream,), GROUP, "", _FORGET_MILLISECONDS)])
+
+    async def _leave(self) -> None:
+        with suppress(ResponseError):  # the group may be gone by now
+            await self._redis.run([_FORGET_CONSUMERS((self._stream,), GROUP, self._consumer, 0)])
+
+    async def _is_at_end(self, last: Entry) -> bool:
+        """Whether *last* is the entry that was the newest when the stop was noticed, or a newer one."""
+        if not self._end:
+            self._end = _order(await self._redis.call(*_END((self._stream,))))
+        return _order(last.id) >= self._end
 
     async def _drain_own(self) -> None:
         """Apply what this consumer had read before it was interrupted."""
         while entries := await self._read("0", block=False):
             await self._apply(entries)
 
-    async def _step(self) -> bool:
-        """Apply what there is; False when there was nothing."""
+    async def _step(self) -> Entry | None:
+        """Apply what there is; the newest of it, None when there was nothing."""
         if time.monotonic() > self._next_takeover:
             self._next_takeover = time.monotonic() + _TAKEOVER_EVERY_SECONDS
             await self._take_over()
         entries = await self._collect()
         if entries:
             await self._apply(entries)
-        return bool(entries)
+        return entries[-1] if entries else None
 
     async def _collect(self) -> list[Entry]:
         """New entries: what is there, and what comes in the moment after, so that few large batches are applied."""
@@ -193,6 +244,7 @@ class Aggregator:
             await self._apply_batch(entries[:middle])
             await self._apply_batch(entries[middle:])
         else:
+            self._metrics.applied([(entry.id, entry.events) for entry in entries], time.time())
             await self._acknowledge(entries)
 
     async def _bury(self, entry: Entry, error: Exception) -> None:
@@ -205,6 +257,11 @@ class Aggregator:
         await self._redis.run([_ACKNOWLEDGE(
             (self._stream, ledger_key(self._partition)), GROUP,
             *(word for entry in entries for word in (entry.id, entry.events)))])
+
+
+def _order(entry_id: bytes) -> tuple[int, ...]:
+    """An id, milliseconds and a count, as something to compare."""
+    return tuple(map(int, entry_id.split(b"-")))
 
 
 def parse_entries(stream: Any) -> list[Entry]:

@@ -25,6 +25,16 @@ log = logging.getLogger(__name__)
 _MEASURE_SECONDS: Final = 0.5
 #: Events that may wait in this process; more are refused before they fill its memory.
 _MAX_WAITING: Final = 400_000
+#: Events accepted and not yet applied above which senders of batches are slowed down, while aggregators are at work: a
+#: second or two of what one of them applies. Without that, a sender on the same machine would take the time they need.
+_LAG_EVENTS: Final = 200_000
+#: The shortest and the longest pause of such a sender, in seconds, before his next batch is taken.
+_PAUSE_SECONDS: Final = (0.005, 2.0)
+#: A node of a cluster that failed is passed over for so long; who waits is written to another. One that hangs would
+#: otherwise keep every commit waiting in its turn.
+_REST_SECONDS: Final = 1.0
+#: Nodes of a cluster that one commit is tried on.
+_ATTEMPTS: Final = 3
 
 _APPEND = Script("""
 local accepted = 0
@@ -37,6 +47,30 @@ return redis.call('HINCRBY', KEYS[2], 'accepted', string.format('%.0f', accepted
 
 
 _Part = tuple[EventBatch, asyncio.Future[None]]
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How long senders of batches pause: longer as long as the lag grows, shorter when it is small again."""
+
+    pause: float = 0.0
+    _lag: int = 0
+    _applied: int = -1
+
+    def update(self, lag: int, applied: int) -> None:
+        """Take note of the events that are not applied, and of those that are."""
+        shortest, longest = _PAUSE_SECONDS
+        is_at_work = -1 < self._applied < applied
+        if lag > _LAG_EVENTS and is_at_work:
+            if lag >= self._lag:
+                self.pause = min(max(shortest, self.pause * 1.5), longest)
+        else:
+            self.pause = self.pause / 2 if self.pause > shortest and is_at_work else 0.0
+        self._lag, self._applied = lag, applied
+
+    def reset(self) -> None:
+        """Nothing is known."""
+        self.pause, self._applied = 0.0, -1
 
 
 @dataclass(slots=True)
@@ -60,7 +94,10 @@ class Journal:
         self._waiting = _Waiting()
         self._wake = asyncio.Event()
         self._partition = 0
-        self._is_full = False
+        # By server; one that is no cluster has the name "".
+        self._full: set[str] = set()
+        self._resting: dict[str, float] = {}
+        self._pace = _Pace()
         self._is_stopping = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -97,7 +134,7 @@ class Journal:
     def _enqueue(self, events: int) -> asyncio.Future[None]:
         if self._is_stopping:
             raise StoreUnavailable("journal", "the service is stopping")
-        if self._is_full:
+        if self._full and self._full.issuperset(map(self._node, range(self._partitions))):
             raise StoreUnavailable("journal", "it is full, because the aggregator has not kept up")
         if self._waiting.events > _MAX_WAITING:
             raise StoreUnavailable("journal", "too many events wait to be written")
@@ -106,6 +143,14 @@ class Journal:
         self._waiting.events += events
         self._wake.set()
         return caller
+
+    async def pace(self) -> None:
+        """Wait, before a batch is appended, for as long as keeps its senders from outrunning the aggregators.
+
+        While no aggregator gets on, because ClickHouse is away, nobody waits: the journal is there to hold that.
+        """
+        if self._pace.pause:
+            await asyncio.sleep(self._pace.pause)
 
     async def _write(self) -> None:
         while self._waiting.callers or not self._is_stopping:
@@ -131,20 +176,62 @@ class Journal:
         for parts in waiting.batches.values():
             entries.extend(_encoded(parts, now))
         if entries:
-            await self._redis.run([append(self._next_partition(), entries)])
+            await self._append(entries)
+
+    async def _append(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        attempts = min(self._partitions, _ATTEMPTS) if self._redis.is_cluster else 1
+        for attempt in range(1, attempts + 1):
+            partition = self._next_partition()
+            try:
+                await self._redis.run([append(partition, entries)])
+                return
+            except StoreUnavailable:
+                # Perhaps it was written all the same; that a second time changes nothing.
+                self._resting[self._node(partition)] = time.monotonic() + _REST_SECONDS
+                if attempt == attempts:
+                    raise
 
     def _next_partition(self) -> int:
         # Every fact is a union, so entries need no order between partitions: taking turns spreads the load.
-        self._partition = (self._partition + 1) % self._partitions
-        return self._partition
+        now = time.monotonic()
+        for turn in range(1, self._partitions + 1):
+            partition = (self._partition + turn) % self._partitions
+            node = self._node(partition)
+            if node not in self._full and self._resting.get(node, 0.0) < now:
+                break
+        else:
+            partition = (self._partition + 1) % self._partitions
+        self._partition = partition
+        return partition
+
+    def _node(self, partition: int) -> str:
+        return self._redis.node_of(journal_key(partition))
 
     async def _measure(self) -> None:
         while True:
-            try:
-                self._is_full = await self.backlog_bytes() > self._max_bytes
-            except StoreUnavailable:
-                pass  # appending fails by itself, with the better message
+            sizes: dict[str, int] = {}
+            # A node that is away must not keep us from looking at the others; appending to it fails by itself, with the
+            # better message.
+            replies = await asyncio.gather(*map(self._size, range(self._partitions)), return_exceptions=True)
+            for partition, size in enumerate(replies):
+                node = self._node(partition)
+                sizes[node] = sizes.get(node, 0) + (size if isinstance(size, int) else 0)
+            self._full = {node for node, size in sizes.items() if size > self._max_bytes}
+            await self._look_at_lag()
             await asyncio.sleep(_MEASURE_SECONDS)
+
+    async def _look_at_lag(self) -> None:
+        try:
+            replies = await self._redis.run([("HMGET", ledger_key(partition), "accepted", "applied", "dead")
+                                             for partition in range(self._partitions)])
+        except StoreUnavailable:
+            self._pace.reset()
+        else:
+            accepted, applied, dead = (sum(int(reply[index] or 0) for reply in replies) for index in range(3))
+            self._pace.update(accepted - applied - dead, applied)
+
+    async def _size(self, partition: int) -> int:
+        return await self._redis.call("MEMORY", "USAGE", journal_key(partition)) or 0
 
     async def backlog_bytes(self) -> int:
         """Memory in Redis of everything accepted and not yet applied."""

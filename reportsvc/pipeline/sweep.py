@@ -1,7 +1,9 @@
 """The retention sweep: removes messages whose month is over, from both stores, and only those.
 
 A message is first marked in Redis; an aggregator that has a new delivery of it then waits for the removal to end, so
-that nothing new is removed with the old. Reads never depend on the sweep: they leave dead messages out by themselves.
+that nothing new is removed with the old. The mark names its sweep: of several, each removes what it has marked, and
+none touches what another is removing, which may be alive again by the time the other is done. Reads never depend on the
+sweep: they leave dead messages out by themselves.
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from typing import Final
 
 from reportsvc.errors import StoreUnavailable
+from reportsvc.metrics import Metrics
 from reportsvc.registry.devices import DeviceRegistry
 from reportsvc.registry.messages import Messages, received_by, targets_of
 from reportsvc.storage.device_set import chunks_below
@@ -31,13 +35,16 @@ _SHORTEST_MONTH_SECONDS: Final = 28 * 86400
 class Sweep:
     """Removes dead messages, now and then."""
 
-    def __init__(self, redis: Redis, queries: Queries, interval: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, redis: Redis, queries: Queries, interval: float, clock: Callable[[], float] = time.time,
+                 metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics()
         self._redis = redis
         self._queries = queries
         self._interval = interval
         self._clock = clock
         self._messages = Messages(redis)
         self._devices = DeviceRegistry(redis)
+        self._name = uuid.uuid4().hex
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -63,7 +70,7 @@ class Sweep:
 
     async def _remove(self, messages: list[tuple[int, str]], now: int) -> int:
         silent_since = now - _SHORTEST_MONTH_SECONDS
-        chunks = await self._messages.mark_dead(messages, now, silent_since)
+        chunks = await self._messages.mark_dead(messages, now, silent_since, self._name)
         marked = [(message, found) for message, found in zip(messages, chunks, strict=True) if found is not None]
         if not marked:
             return 0
@@ -75,7 +82,7 @@ class Sweep:
                              ("UNLINK", received_by(app_id, msg_id).chunk_key(chunk))]
         await self._redis.run(commands)
         await self._queries.delete_messages([message for message, _ in marked], silent_since)
-        await self._redis.run([self._messages.forget(app_id, msg_id) for (app_id, msg_id), _ in marked])
+        await self._redis.run([self._messages.forget(app_id, msg_id, self._name) for (app_id, msg_id), _ in marked])
         return len(marked)
 
     async def _repeat(self) -> None:
@@ -84,6 +91,7 @@ class Sweep:
                 if removed := await self.run():
                     log.info("removed %d messages that were silent for a month", removed)
             except StoreUnavailable as error:
+                self._metrics.failed(error.store, "sweep")
                 log.warning("the sweep waits: %s", error)
             except Exception:
                 log.exception("the sweep stumbled; it goes on")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import Error as DriverError
 
 from reportsvc.errors import StoreUnavailable
+from reportsvc.storage import cluster_schema
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -45,11 +47,16 @@ _BUG_CODES: Final = frozenset({
 class ClickHouse:
     """A database, reached through :meth:`query`, :meth:`command` and :meth:`insert`."""
 
-    def __init__(self, url: str = "", directory: Path | None = None, database: str = "") -> None:
+    def __init__(self, url: str = "", directory: Path | None = None, database: str = "",
+                 observe: Callable[[str, float], None] = lambda label, seconds: None, *, cluster: str = "") -> None:
         """Connect lazily to *url*, or, without one, open the engine on *directory* in this process.
 
-        *database* is that of the URL, or ``reportsvc``, unless given.
+        *database* is that of the URL, or ``reportsvc``, unless given. *observe* is told the label of each query that
+        was answered, and the seconds that took. *cluster*: the name of the cluster that the server at *url* belongs
+        to, where there is one.
         """
+        self.cluster = cluster
+        self._observe = observe
         self._url = url
         self._directory = directory
         self.database = database or _database_of(url)
@@ -60,12 +67,19 @@ class ClickHouse:
                                            (REPORT_TIMEOUT_SECONDS + REPORT_GRACE_SECONDS,))
         self._writes = ThreadPoolExecutor(WRITE_THREADS, "clickhouse-write", self._wait_for, (WRITE_TIMEOUT_SECONDS,))
 
+    def stored(self, table: str) -> str:
+        """Whom to tell to delete rows of *table*: a table of a cluster does not hold them itself."""
+        return f"{table}{cluster_schema.SUFFIX}{cluster_schema.on(self.cluster)}" if self.cluster else table
+
     async def query(self, sql: str, parameters: Mapping[str, Any], *, label: str) -> Sequence[Sequence[Any]]:
         """Rows of a report's query; *label* names the report and the request in the server's query log."""
         def run(client: Client) -> Sequence[Sequence[Any]]:
             return client.query(sql, parameters=dict(parameters), settings={
                 "log_comment": label, "max_execution_time": REPORT_TIMEOUT_SECONDS}).result_rows
-        return await self._in_thread(self._reports, run)
+        started = time.perf_counter()
+        rows = await self._in_thread(self._reports, run)
+        self._observe(label, time.perf_counter() - started)
+        return rows
 
     async def command(self, sql: str, parameters: Mapping[str, Any] | None = None, *, label: str = "") -> Any:
         """Run a statement that changes something."""
@@ -134,9 +148,10 @@ class ClickHouse:
             "connect_timeout": 5, "send_receive_timeout": self._local.timeout,
         }
         first = clickhouse_connect.get_client(**options)
-        first.command(f"CREATE DATABASE IF NOT EXISTS {self.database}")
+        first.command(cluster_schema.make_database(self.database, self.cluster))
         first.close()
-        return clickhouse_connect.get_client(**options, database=self.database)
+        settings = dict(cluster_schema.SETTINGS) if self.cluster else None
+        return clickhouse_connect.get_client(**options, database=self.database, settings=settings)
 
 
 def _database_of(url: str) -> str:

@@ -11,14 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from reportsvc.model import KINDS, PLATFORMS, UNKNOWN_PLATFORM, default_channel, platform_of_rank
+from reportsvc.model import (KINDS, PLATFORMS, PRESENCE_STAGES, STAGES, UNKNOWN_PLATFORM, default_channel,
+                             platform_of_rank)
 from reportsvc.storage.clickhouse import ClickHouse
 
 NAMED_PLATFORMS: Final = PLATFORMS[1:]
+#: What may become of a message on a device, in the order in which it happens.
+MESSAGE_STAGES: Final = tuple(stage for stage in STAGES if stage not in PRESENCE_STAGES)
 #: The largest DateTime: "never seen" in a column that keeps the smallest value.
 NEVER: Final = 0xFFFF_FFFF
 TABLES: Final = ("delivery", "activity", "devices", "device_platforms", "device_users", "device_profiles",
-                 "device_interests", "pushes", "completions")
+                 "device_interests", "pushes", "completions", "messages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,39 @@ def _with_platforms() -> str:
 _WITH_PLATFORMS: Final = _with_platforms()
 #: The sliding month, as :func:`reportsvc.model.dies_at` has it.
 _ALIVE: Final = "addMonths(max(last), 1) > toDateTime({now:UInt32}, 'UTC')"
+#: The title of a message is looked for in payloads up to this size; one that is larger is not read for a list.
+_TITLED_BYTES: Final = 32 * 1024
+
+
+def _carrier() -> str:
+    """The SQL expression of a row's channel: the one it names, or that which its platform and kind have by default."""
+    defaults = {f"{platform} {kind}": default_channel(platform, kind) for platform in NAMED_PLATFORMS for kind in KINDS}
+    return (f"if(channel != '', toString(channel), transform(concat(platform_of, ' ', kind), [{_quoted(defaults)}], "
+            f"[{_quoted(defaults.values())}], '{UNKNOWN_PLATFORM}'))")
+
+
+def _of_platform(platform: str) -> str:
+    """The SQL expression of the devices of a row that are of *platform*; needs :data:`_WITH_PLATFORMS`."""
+    if platform == UNKNOWN_PLATFORM:
+        return "bitmapAndnot(devices, of_any)"
+    return f"if(platform = '', bitmapAnd(devices, of_{platform}), devices)"
+
+
+#: The devices of the ranks above a row's.
+_ABOVE: Final = ("groupBitmapMergeState(state) OVER (ORDER BY platform_rank DESC "
+                 "ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)")
+#: The same as :data:`_WITH_PLATFORMS` as an array to go through: each platform with the devices known to be of it, and
+#: ``unknown`` with all of those. A value like that one, not a table to join: on a cluster those would be each shard's.
+_WITH_PLATFORM_ARRAY: Final = (
+    "WITH (SELECT groupArray((platform_of, known)) FROM ("
+    "SELECT platform_of, groupBitmapMergeState(only) AS known FROM ("
+    f"SELECT transform(bitAnd(platform_rank, 7), {list(range(1, len(PLATFORMS)))}, [{_quoted(NAMED_PLATFORMS)}], '') "
+    f"AS platform_of, bitmapAndnot(state, {_ABOVE}) AS only FROM ("
+    "SELECT platform_rank, groupBitmapMergeState(devices) AS state FROM device_platforms WHERE app = {app:UInt32} "
+    f"GROUP BY platform_rank) UNION ALL SELECT arrayJoin([{_quoted(NAMED_PLATFORMS)}]), "
+    "bitmapBuild(emptyArrayUInt32())) GROUP BY platform_of "
+    f"UNION ALL SELECT '{UNKNOWN_PLATFORM}', groupBitmapMergeState(devices) FROM device_platforms "
+    "WHERE app = {app:UInt32})) AS platforms ")
 
 
 class Queries:
@@ -87,6 +123,24 @@ class Queries:
 
     def __init__(self, clickhouse: ClickHouse) -> None:
         self._clickhouse = clickhouse
+
+    async def version(self) -> str:
+        """That of the server, or of the engine in this process."""
+        rows = await self._clickhouse.query("SELECT version()", {}, label="status")
+        return str(rows[0][0])
+
+    async def sizes(self) -> list[TableSize]:
+        """What each table takes; on a cluster, on the server at hand."""
+        rows = await self._clickhouse.query(
+            "SELECT table, sum(rows), sum(bytes_on_disk), count() FROM system.parts "
+            "WHERE database = currentDatabase() AND active GROUP BY table ORDER BY table", {}, label="status")
+        return [TableSize(*row) for row in rows]
+
+    async def count_messages(self) -> dict[int, int]:
+        """How many messages are kept of each app, those included that no report shows any more."""
+        rows = await self._clickhouse.query(
+            "SELECT app, uniqExact(msg_id) FROM messages GROUP BY app", {}, label="status")
+        return {row[0]: row[1] for row in rows}
 
     async def ping(self) -> None:
         """Return if ClickHouse answers."""
@@ -140,6 +194,84 @@ class Queries:
         rows = await self._clickhouse.query("SELECT max(version) FROM apps", {}, label="floors")
         return int(rows[0][0])
 
+    async def newest_messages(self, app_id: int, before: tuple[int, str] | None, limit: int, now: int,
+                              label: str) -> list[tuple[int, str]]:
+        """The newest messages of which anything is kept, each with its time: when its push was made, or else the hour
+        of its first event. Those after *before*, a time and an id, in that order."""
+        time, msg_id = before or (NEVER + 1, "")
+        rows = await self._clickhouse.query(
+            "SELECT toUnixTimestamp(if(toUnixTimestamp(max(created_at)) > 0, max(created_at), min(first_hour))) AS at, "
+            "msg_id FROM messages WHERE app = {app:UInt32} GROUP BY msg_id "
+            f"HAVING (at, msg_id) < ({{time:UInt64}}, {{msg_id:String}}) AND ({_ALIVE} "
+            "OR max(expires_at) > toDateTime({now:UInt32}, 'UTC')) "
+            "ORDER BY at DESC, msg_id DESC LIMIT {limit:UInt32}",
+            {"app": app_id, "time": time, "msg_id": msg_id, "limit": limit, "now": now}, label=label)
+        return [(row[0], row[1]) for row in rows]
+
+    async def reach(self, app_id: int, msg_ids: Sequence[str], now: int, label: str) -> dict[str, Reach]:
+        """How many devices each message reached at each stage, of those that are alive at *now*."""
+        counts = ", ".join(f"groupBitmapMergeIf(devices, stage = '{stage}')" for stage in MESSAGE_STAGES)
+        rows = await self._clickhouse.query(
+            "SELECT msg_id, toUnixTimestamp(minIf(hour, stage != 'target')), "
+            f"toUnixTimestamp(maxIf(hour, stage != 'target')), {counts} FROM delivery "
+            f"WHERE app = {{app:UInt32}} AND msg_id IN {{msg_ids:Array(String)}} GROUP BY msg_id HAVING {_ALIVE}",
+            {"app": app_id, "msg_ids": list(msg_ids), "now": now}, label=label)
+        return {row[0]: Reach(row[1], row[2], dict(zip(MESSAGE_STAGES, row[3:], strict=True))) for row in rows}
+
+    async def pushes(self, app_id: int, msg_ids: Sequence[str], now: int, label: str,
+                     *, whole: bool) -> dict[str, StoredPush]:
+        """The registered pushes among *msg_ids* that are kept at *now*; *whole*: also where the payload is large."""
+        record = "record" if whole else f"if(length(record) > {_TITLED_BYTES}, '', record)"
+        rows = await self._clickhouse.query(
+            "SELECT msg_id, JSONExtractString(record, 'vendor'), JSONExtractString(record, 'kind'), "
+            "JSONExtractUInt(record, 'created_at'), JSONExtractUInt(record, 'expires_at'), "
+            f"{record}, JSONExtractUInt(record, 'targets'), JSONHas(record, 'ends') FROM pushes FINAL "
+            "WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
+            # Not only by its own times: deliveries keep a message too.
+            "AND (expires_at > toDateTime({now:UInt32}, 'UTC') OR msg_id IN (SELECT msg_id FROM messages "
+            f"WHERE app = {{app:UInt32}} AND msg_id IN {{msg_ids:Array(String)}} GROUP BY msg_id HAVING {_ALIVE}))",
+            {"app": app_id, "msg_ids": list(msg_ids), "now": now}, label=label)
+        return {row[0]: StoredPush(row[1], row[2], row[3], row[4], row[5], row[6], bool(row[7])) for row in rows}
+
+    async def breakdown(self, app_id: int, msg_ids: Sequence[str], now: int, label: str) -> dict[str, list[Part]]:
+        """Distinct devices by stage, of each platform, channel and kind, and of each three of them, for those of
+        *msg_ids* that are alive at *now*. What is not told apart in a part is empty there; no part is without devices.
+        """
+        part = f"if(platform_of = '{UNKNOWN_PLATFORM}', bitmapAndnot(state, entry.2), bitmapAnd(state, entry.2))"
+        rows = await self._clickhouse.query(
+            f"{_WITH_PLATFORM_ARRAY} SELECT msg_id, of.1, of.2, of.3, stage, groupBitmapMerge(part) AS count FROM ("
+            f"SELECT msg_id, kind, stage, entry.1 AS platform_of, if(platform = '', {part}, state) AS part, "
+            f"{_carrier()} AS carrier FROM ("
+            "SELECT msg_id, kind, platform, channel, stage, groupBitmapMergeState(devices) AS state FROM delivery "
+            "WHERE app = {app:UInt32} AND msg_id IN (SELECT msg_id FROM delivery WHERE app = {app:UInt32} "
+            f"AND msg_id IN {{msg_ids:Array(String)}} GROUP BY msg_id HAVING {_ALIVE}) "
+            "GROUP BY msg_id, kind, platform, channel, stage) ARRAY JOIN platforms AS entry "
+            "WHERE platform IN ('', platform_of)) ARRAY JOIN [(platform_of, carrier, toString(kind)), "
+            "(platform_of, '', ''), ('', carrier, ''), ('', '', toString(kind))] AS of "
+            "GROUP BY msg_id, of, stage HAVING count > 0",
+            {"app": app_id, "msg_ids": list(msg_ids), "now": now}, label=label)
+        found: dict[str, list[Part]] = {}
+        for row in rows:
+            found.setdefault(row[0], []).append(Part(*row[1:]))
+        return found
+
+    async def growth(self, app_id: int, msg_id: str, platform: str, now: int, label: str) -> list[Growth]:
+        """How many distinct devices had reached each stage by the end of each hour in which there was an event of it,
+        hours ascending; of one platform, or of all. Empty for a message that is dead at *now*."""
+        devices, arms = "devices", ""
+        if platform:
+            devices = _of_platform(platform)
+            arms = f"AND platform IN ('', '{'' if platform == UNKNOWN_PLATFORM else platform}') "
+        rows = await self._clickhouse.query(
+            f"{_WITH_PLATFORMS if platform else ''} SELECT toUnixTimestamp(hour), stage, "
+            "groupBitmapMerge(state) OVER (PARTITION BY stage ORDER BY hour) FROM ("
+            f"SELECT hour, stage, groupBitmapMergeState({devices}) AS state FROM delivery "
+            f"WHERE app = {{app:UInt32}} AND msg_id = {{msg_id:String}} {arms}"
+            "AND (SELECT count() FROM (SELECT 1 FROM delivery WHERE app = {app:UInt32} AND msg_id = {msg_id:String} "
+            f"HAVING {_ALIVE})) > 0 GROUP BY hour, stage) ORDER BY hour",
+            {"app": app_id, "msg_id": msg_id, "now": now}, label=label)
+        return [Growth(*row) for row in rows]
+
     async def users(self, app_id: int, starts: Sequence[int], end: int, label: str) -> list[UserCount]:
         """New, online and active devices by platform, in the periods that begin at *starts* and run to *end*.
 
@@ -186,23 +318,32 @@ class Queries:
         """Remove messages that were dead; a row with a delivery after *silent_since* stays."""
         for app_id, msg_ids in _by_app(messages).items():
             await self._clickhouse.command(
-                "DELETE FROM delivery WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
+                f"DELETE FROM {self._clickhouse.stored('delivery')} "
+                "WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
                 "AND last <= toDateTime({silent_since:UInt32}, 'UTC')",
                 {"app": app_id, "msg_ids": msg_ids, "silent_since": silent_since}, label="sweep")
             await self._clickhouse.command(
-                "DELETE FROM pushes WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
+                f"DELETE FROM {self._clickhouse.stored('pushes')} "
+                "WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
                 "AND registered_at <= toDateTime({silent_since:UInt32}, 'UTC')",
                 {"app": app_id, "msg_ids": msg_ids, "silent_since": silent_since}, label="sweep")
             await self._clickhouse.command(
-                "DELETE FROM completions WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
+                f"DELETE FROM {self._clickhouse.stored('completions')} "
+                "WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
                 "AND finished_at <= toDateTime({silent_since:UInt32}, 'UTC')",
+                {"app": app_id, "msg_ids": msg_ids, "silent_since": silent_since}, label="sweep")
+            await self._clickhouse.command(
+                f"DELETE FROM {self._clickhouse.stored('messages')} "
+                "WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
+                "AND last <= toDateTime({silent_since:UInt32}, 'UTC')",
                 {"app": app_id, "msg_ids": msg_ids, "silent_since": silent_since}, label="sweep")
 
     async def delete_app(self, app_id: int) -> None:
         """Remove everything of an app."""
         for table in TABLES:
-            await self._clickhouse.command(f"DELETE FROM {table} WHERE app = {{app:UInt32}}", {"app": app_id},
-                                           label="delete app")
+            await self._clickhouse.command(
+                f"DELETE FROM {self._clickhouse.stored(table)} WHERE app = {{app:UInt32}}", {"app": app_id},
+                label="delete app")
 
     async def stored_below(self, app_id: int, ends: Sequence[int], buckets: int) -> list[BucketCount]:
         """What is stored of each bucket: the devices with a local number below its end in *ends*, and all deletions."""
@@ -250,11 +391,64 @@ class DeviceRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TableSize:
+    """A table as it lies on disk."""
+
+    name: str
+    rows: int
+    bytes: int
+    parts: int
+
+
+@dataclass(frozen=True, slots=True)
 class BucketCount:
     """How much of one bucket of an app's devices is stored."""
 
     devices: int
     deleted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Distinct devices of a message by stage, and when its first and last event happened, targets left out: the hours
+    in unix seconds, 0 for none."""
+
+    first_hour: int
+    last_hour: int
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPush:
+    """What is told of a push; times in unix seconds. *record* is the whole of it as JSON, empty if it was not read."""
+
+    vendor: str
+    kind: str
+    created_at: int
+    expires_at: int
+    record: str
+    targets: int
+    for_everyone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Distinct devices at a stage, of a platform, a channel, a kind; empty where a part is of all of them."""
+
+    platform: str
+    channel: str
+    kind: str
+    stage: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Distinct devices that had reached a stage by the end of an hour (unix seconds)."""
+
+    hour: int
+    stage: str
+    count: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
+import hiredis
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as RedisClient
-from redis.asyncio import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (AskError, ClusterDownError, NoPermissionError, NoScriptError, OutOfMemoryError,
@@ -24,6 +24,7 @@ from redis.exceptions import ResponseError as ResponseError
 from redis.exceptions import TryAgainError
 
 from reportsvc.errors import StoreUnavailable
+from reportsvc.storage.redis_cluster import Cluster
 
 T = TypeVar("T")
 Command = Sequence[Any]
@@ -35,6 +36,14 @@ COMMAND_TIMEOUT_SECONDS: Final = 5.0
 MAX_CONNECTIONS: Final = 128
 #: How long the aggregator's read waits for new entries before it looks at its other duties.
 BLOCK_MILLISECONDS: Final = 100
+#: A replica that is well has a write within a millisecond or two; one that takes this long is taken for away.
+REPLICATION_MILLISECONDS: Final = 1000
+
+#: Commands that change nothing which a replica would have to know; who has read an entry of a stream is found out
+#: again.
+_READS: Final = frozenset({
+    "GET", "HGET", "HMGET", "HGETALL", "HKEYS", "HVALS", "HSCAN", "EXISTS", "MEMORY", "XRANGE", "XLEN", "XPENDING",
+    "XINFO", "XREADGROUP", "XAUTOCLAIM", "PING", "INFO", "CONFIG", "TIME", "SCRIPT", "DBSIZE"})
 
 #: Replies that say "not now" rather than "you are wrong". The driver cuts the word off where it has a class for it;
 #: Redis 6 puts the reply to a script's command behind a text of its own.
@@ -104,6 +113,11 @@ def named_key(app_id: int, user_id: str) -> str:
     return f"n{{{app_id}:{user_id}}}"
 
 
+def spare_key(key: str) -> str:
+    """A key beside *key*, one of those above, that is there only while a script runs."""
+    return "y" + key[key.index("{"):]
+
+
 def app_keys_pattern(app_id: int) -> str:
     """What every key above of one app matches, and no other key."""
     return f"?{{{app_id}:*"
@@ -156,26 +170,31 @@ def rejections_key() -> str:
 # ------------------------------------------------------------------------------------------------------------- scripts
 @dataclass(frozen=True)
 class Script:
-    """A Lua script, called by its digest."""
+    """A Lua script, called by its digest; *writes*: whether a replica has to know what it did."""
 
     text: str
+    writes: bool = True
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
         sha1 = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
         object.__setattr__(self, "digest", sha1)
-        _SCRIPTS[sha1] = self.text
+        _SCRIPTS[sha1] = self
 
     def __call__(self, keys: Sequence[str], *args: Any) -> Command:
         """The command that runs this script."""
         return ("EVALSHA", self.digest, len(keys), *keys, *args)
 
 
-_SCRIPTS: dict[str, str] = {}
+_SCRIPTS: dict[str, Script] = {}
 
 
 def _with_script_text(command: Command) -> Command:
-    return ("EVAL", _SCRIPTS[command[1]], *command[2:])
+    return ("EVAL", _SCRIPTS[command[1]].text, *command[2:])
+
+
+def _writes(command: Command) -> bool:
+    return _SCRIPTS[command[1]].writes if command[0] == "EVALSHA" else command[0] not in _READS
 
 
 # -------------------------------------------------------------------------------------------------------------- client
@@ -184,26 +203,36 @@ class Redis:
 
     Every method raises :class:`StoreUnavailable` when Redis does not confirm. No command is sent twice by itself: a
     caller who may repeat one knows so and does it.
+
+    With *replicas*, a write is confirmed once so many replicas of its server have it, and with it everything that the
+    server had been told before; a replica that takes over then knows it too.
     """
 
-    def __init__(self, url: str, *, timeout: float | None = COMMAND_TIMEOUT_SECONDS) -> None:
+    def __init__(self, url: str, *, timeout: float | None = COMMAND_TIMEOUT_SECONDS, replicas: int = 0) -> None:
         self.url = url
         self.is_cluster = "+cluster" in url
-        self._client = self._connect(timeout)
+        self._timeout = timeout
+        self._replicas = replicas
+        self._wait: Command | None = ("WAIT", replicas, REPLICATION_MILLISECONDS) if replicas else None
+        self._client: Any = None if self.is_cluster else self._connect()
+        self._cluster = Cluster(
+            url.replace("+cluster", ""), timeout=timeout, connect_timeout=COMMAND_TIMEOUT_SECONDS,
+            connections=MAX_CONNECTIONS) if self.is_cluster else None
 
-    def _connect(self, timeout: float | None) -> Any:
+    def _connect(self) -> Any:
         # A dropped connection is met again at the next command; repeating here would hide how long a caller waited.
         retry = Retry(NoBackoff(), 0)
-        if self.is_cluster:
-            return RedisCluster.from_url(self.url.replace("+cluster", ""), socket_timeout=timeout,
-                                         socket_connect_timeout=COMMAND_TIMEOUT_SECONDS)
         return RedisClient.from_pool(BlockingConnectionPool.from_url(
-            self.url, max_connections=MAX_CONNECTIONS, timeout=COMMAND_TIMEOUT_SECONDS, socket_timeout=timeout,
+            self.url, max_connections=MAX_CONNECTIONS, timeout=COMMAND_TIMEOUT_SECONDS, socket_timeout=None,
             socket_connect_timeout=COMMAND_TIMEOUT_SECONDS, retry=retry))
 
     async def close(self) -> None:
         """Give the connections back."""
-        await self._client.aclose()
+        await (self._cluster.close() if self._cluster else self._client.aclose())
+
+    def node_of(self, key: str) -> str:
+        """A name for the server that has *key*; the same one for all keys where there is one server."""
+        return self._cluster.name_of(key) if self._cluster else ""
 
     async def call(self, *command: Any) -> Any:
         """Run one command."""
@@ -233,31 +262,85 @@ class Redis:
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
         try:
-            if len(commands) == 1:
-                return [await self._client.execute_command(*commands[0])]
-            pipeline = self._client.pipeline(transaction=False)
-            for command in commands:
-                pipeline.execute_command(*command)
-            return cast("list[Any]", await pipeline.execute(raise_on_error=False))
+            if self._cluster:
+                replies, waits = await self._cluster.run(commands, _writes, self._wait)
+            else:
+                replies, waits = await self._send_to_server(commands)
         except NoScriptError as error:
             return [error]
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             raise _translate(error) from error
+        if waits and min(waits) < self._replicas:
+            raise StoreUnavailable("redis", f"not {self._replicas} of its replicas have confirmed")
+        return replies
+
+    async def _send_to_server(self, commands: Sequence[Command]) -> tuple[list[Any], list[int]]:
+        wait = self._wait if self._wait and any(map(_writes, commands)) else None
+        replies = await self._exchange([*commands, wait] if wait else commands)
+        confirmed = [replies.pop()] if wait else []
+        return replies, [reply if isinstance(reply, int) else 0 for reply in confirmed]
+
+    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """The reply of each command, an error among them as it is.
+
+        The driver's own pipeline packs word by word in Python and sets a deadline for each reply, which together takes
+        longer than Redis does.
+        """
+        pool = self._client.connection_pool
+        connection = await pool.get_connection()
+        try:
+            async with asyncio.timeout(self._timeout):
+                await connection.send_packed_command([hiredis.pack_command(tuple(command)) for command in commands])
+                return [self._parsed(command[0], await _reply(connection)) for command in commands]
+        except BaseException:
+            await connection.disconnect(nowait=True)  # a later caller must not be given the replies that are left
+            raise
+        finally:
+            await pool.release(connection)
+
+    def _parsed(self, name: str, reply: Any) -> Any:
+        parse = None if isinstance(reply, Exception) else self._client.response_callbacks.get(name)
+        return parse(reply) if parse else reply
 
     async def setting(self, name: str, default: int) -> int:
-        """A number from the server's configuration; *default* where the server does not tell (many managed ones)."""
+        """A number from the servers' configuration, the least of them; *default* where they do not tell (many managed
+        ones)."""
         try:
-            reply = await self.call("CONFIG", "GET", name)
+            replies = await self._on_each("CONFIG", "GET", name)
         except ResponseError:
             return default
-        values = list(reply.values()) if isinstance(reply, dict) else list(reply)[1:]
-        return int(values[0]) if values else default
+        pairs = [list(reply.values()) if isinstance(reply, dict) else list(reply)[1:] for reply in replies]
+        return min((int(values[0]) for values in pairs if values), default=default)
+
+    async def _on_each(self, *command: Any) -> list[Any]:
+        """The replies of every server."""
+        if self._cluster is None:
+            return [await self.call(*command)]
+        try:
+            replies = await _finish(self._cluster.on_each(*command))
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+            raise _translate(error) from error
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise _translate(reply)
+        return replies
+
+    async def _scan(self, pattern: str) -> AsyncIterator[bytes]:
+        if self._cluster:
+            async for key in self._cluster.scan(pattern, 1000):
+                yield key
+            return
+        cursor = None
+        while cursor != 0:
+            cursor, keys = await self.call("SCAN", cursor or 0, "MATCH", pattern, "COUNT", 1000)
+            for key in keys:
+                yield key
 
     async def scan_pages(self, pattern: str) -> AsyncIterator[list[bytes]]:
         """The same as :meth:`scan`, some keys at a time; a key may come twice."""
         page: list[bytes] = []
         try:
-            async for key in self._client.scan_iter(match=pattern, count=1000):
+            async for key in self._scan(pattern):
                 page.append(key)
                 if len(page) == 1000:
                     yield page
@@ -271,10 +354,17 @@ class Redis:
         """Every key that matches *pattern*; walks the whole key space, for rare work only."""
         async def collect() -> list[bytes]:
             try:
-                return [key async for key in self._client.scan_iter(match=pattern, count=1000)]
+                return [key async for key in self._scan(pattern)]
             except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
                 raise _translate(error) from error
         return await _finish(collect())
+
+
+async def _reply(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 async def _finish(call: Awaitable[T]) -> T:

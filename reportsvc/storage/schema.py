@@ -9,11 +9,15 @@ from importlib.resources import files
 from typing import Final
 
 from reportsvc.errors import BadConfig
+from reportsvc.storage import cluster_schema
 from reportsvc.storage.clickhouse import ClickHouse
 
 _FILE_NAME: Final = re.compile(r"(\d{4})_(\w+)\.sql")
 _UP: Final = "-- migrate:up"
 _DOWN: Final = "-- migrate:down"
+_APPLIED: Final = ("CREATE TABLE IF NOT EXISTS schema_migrations "
+                   "(number UInt32, applied Bool, at DateTime64(6, 'UTC')) "
+                   "ENGINE = ReplacingMergeTree(at) ORDER BY number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,12 @@ class Migration:
     name: str
     up: Sequence[str]
     down: Sequence[str]
+
+    def on_cluster(self, cluster: str, database: str) -> Migration:
+        """The same migration for a cluster."""
+        up, down = ([one for statement in part for one in cluster_schema.for_cluster(statement, cluster, database)]
+                    for part in (self.up, self.down))
+        return Migration(self.number, self.name, up, down)
 
 
 def load() -> list[Migration]:
@@ -52,6 +62,13 @@ class Schema:
     def __init__(self, clickhouse: ClickHouse) -> None:
         self._clickhouse = clickhouse
 
+    def migrations(self) -> list[Migration]:
+        """Every migration, as this database needs it."""
+        migrations, cluster = load(), self._clickhouse.cluster
+        if not cluster:
+            return migrations
+        return [migration.on_cluster(cluster, self._clickhouse.database) for migration in migrations]
+
     async def applied(self) -> set[int]:
         """Numbers of the migrations this database has; an untouched database is not changed by asking."""
         exists = await self._clickhouse.query(
@@ -66,13 +83,12 @@ class Schema:
     async def pending(self) -> list[Migration]:
         """The migrations still to apply, in order."""
         applied = await self.applied()
-        return [migration for migration in load() if migration.number not in applied]
+        return [migration for migration in self.migrations() if migration.number not in applied]
 
     async def up(self) -> list[Migration]:
         """Apply what is pending; returns it."""
-        await self._clickhouse.command(
-            "CREATE TABLE IF NOT EXISTS schema_migrations (number UInt32, applied Bool, at DateTime64(6, 'UTC')) "
-            "ENGINE = ReplacingMergeTree(at) ORDER BY number")
+        cluster = self._clickhouse.cluster
+        await self._clickhouse.command(cluster_schema.journal_of_migrations(_APPLIED, cluster) if cluster else _APPLIED)
         pending = await self.pending()
         for migration in pending:
             for statement in migration.up:
@@ -87,7 +103,7 @@ class Schema:
             BadConfig: One of them has no way back.
         """
         applied = await self.applied()
-        chosen = [migration for migration in reversed(load()) if migration.number in applied][:steps]
+        chosen = [migration for migration in reversed(self.migrations()) if migration.number in applied][:steps]
         for migration in chosen:
             if not migration.down:
                 raise BadConfig(f"migration {migration.number:04} {migration.name} has no way back; its file says why")
