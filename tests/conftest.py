@@ -18,9 +18,46 @@ from reportsvc.config import Config
 from reportsvc.storage.clickhouse import ClickHouse
 from reportsvc.storage.embedded import EmbeddedRedis
 from reportsvc.storage.redis import Redis
+from tests.support.redis_cluster import redis_cluster
 from tests.support.service import Account, Clock, Running, running
 
 _DATABASES = itertools.count(1)
+#: What runs on a Redis Cluster too, each time: a few of every sort. ``pytest --redis=cluster`` runs them all on one.
+_ON_CLUSTER = {
+    "tests/api/test_beams_audiences.py",
+    "tests/api/test_isolation.py",
+    "tests/api/test_jpush_status.py",
+    "tests/api/test_pushy.py",
+    "tests/api/test_rate_limit.py",
+    "tests/faults/test_rebuild.py::test_everything_is_as_before",
+    "tests/pipeline/test_aggregator.py::test_kills_during_a_stream_change_nothing",
+    "tests/pipeline/test_aggregator.py::test_story_without_a_fault",
+    "tests/pipeline/test_aggregator.py::test_two_on_one_partition_count_once",
+    "tests/pipeline/test_audiences.py",
+    "tests/pipeline/test_dead_letters.py",
+    "tests/pipeline/test_device_set.py",
+    "tests/pipeline/test_retention.py::test_delivery_during_a_sweep_is_not_lost",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--redis=cluster``: the tests whose Redis is the suite's run on a cluster."""
+    parser.addoption("--redis", choices=("server", "cluster"), default="",
+                     help="run every test on one server or on a cluster of three (default: on a server, some on both)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, on a cluster, what asks one server for its figures or makes it a replica."""
+    if config.getoption("redis") == "cluster":
+        items[:] = [item for item in items if item.get_closest_marker("one_redis") is None]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of the list above on both."""
+    path, _, name = metafunc.definition.nodeid.partition("::")
+    if ("redis_url" in metafunc.fixturenames and not metafunc.config.getoption("redis")
+            and {path, f"{path}::{name}"} & _ON_CLUSTER):
+        metafunc.parametrize("redis_url", ["server", "cluster"], indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -50,12 +87,29 @@ async def engine(suite_dir: Path) -> AsyncIterator[Path]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def redis_url(suite_dir: Path) -> AsyncIterator[str]:
+async def redis_server_url(suite_dir: Path) -> AsyncIterator[str]:
     """A redis-server for the suite."""
     server = EmbeddedRedis(suite_dir / "redis", "everysec")
     await server.start()
     yield server.url
     await server.stop()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def redis_cluster_url(suite_dir: Path) -> AsyncIterator[str]:
+    """A Redis Cluster of three masters for the suite."""
+    directory = suite_dir / "cluster"
+    directory.mkdir()
+    async with redis_cluster(directory, appendonly=False) as cluster:
+        yield cluster.url
+
+
+@pytest.fixture(scope="session")
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """The one or the other."""
+    kind = getattr(request, "param", "") or request.config.getoption("redis") or "server"
+    url: str = request.getfixturevalue(f"redis_{kind}_url")
+    return url
 
 
 @pytest.fixture

@@ -32,6 +32,10 @@ class InvalidContentType(BadRequest):
     """The body is said to be something else than JSON."""
 
 
+class Incomplete(BadRequest):
+    """Something is missing from the path or the header."""
+
+
 def error_body(title: Any, text: str) -> object:
     """An error as Beams writes it."""
     return {"error": title, "description": text}

@@ -27,8 +27,8 @@ import orjson
 from aiohttp import hdrs, web
 
 from reportsvc.api.auth import APPS
-from reportsvc.api.beams import (CORS, FORBIDDEN_STATUSES, FRAMEWORK, INSTANCE, InvalidContentType, check_content_type,
-                                 error_body)
+from reportsvc.api.beams import (CORS, FORBIDDEN_STATUSES, FRAMEWORK, INSTANCE, Incomplete, InvalidContentType,
+                                 check_content_type, error_body)
 from reportsvc.api.common import Dialect, json_response, read_body
 from reportsvc.api.events import CLOCK
 from reportsvc.api.user_tokens import BadClaim, user_of
@@ -52,19 +52,15 @@ MAX_METADATA_CHARACTERS: Final = 256
 METADATA: Final = {"apns": ("sdkVersion", "iosVersion", "macosVersion"), "fcm": ("sdkVersion", "androidVersion"),
                    "web": ("sdkVersion",)}
 # gateway -> what the tables call a missing token, when registering and when refreshing
-_TOKEN_NAMES: Final = {"apns": ("APNs token", "APNs token"), "fcm": ("FCM token", "FCM Registration Id"),
-                       "web": ("web token", "web token")}
+TOKEN_NAMES: Final = {"apns": ("APNs token", "APNs token"), "fcm": ("FCM token", "FCM Registration Id"),
+                      "web": ("web token", "web token")}
 #: Any id that some server of this API may have given: one that is unknown lets the SDK register anew, and must not be
 #: taken for malformed.
-_DEVICE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,256}")
+DEVICE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,256}")
 
 
 class InstanceNotFound(NotFound):
     """Nobody owns the instance."""
-
-
-class Incomplete(BadRequest):
-    """Something is missing from the path or the header."""
 
 
 class InvalidId(BadRequest):
@@ -120,7 +116,7 @@ async def register(request: web.Request) -> web.Response:
     check_content_type(request, "Only application/json is supported")
     app = await find_app(request)
     body = await read_object(request)
-    token = parse_token(gateway, body, _TOKEN_NAMES[gateway][0], "Missing {}")
+    token = parse_token(gateway, body, TOKEN_NAMES[gateway][0], "Missing {}")
     bundle_id = parse_bundle_id(gateway, body)
     metadata = parse_metadata(gateway, body.get("metadata"))
     device_id, interests = await _profiles(request).register(app, gateway, token, bundle_id, metadata)
@@ -141,7 +137,7 @@ async def delete_device(request: web.Request) -> web.Response:
     except InstanceNotFound:
         await request.app[APPS].refresh()  # to know, and not only to believe, that it is not there
     else:
-        if _DEVICE_ID.fullmatch(device_id):
+        if DEVICE_ID.fullmatch(device_id):
             await _profiles(request).unregister(app, gateway, device_id)
     return _done()
 
@@ -160,7 +156,7 @@ async def set_token(request: web.Request) -> web.Response:
     check_content_type(request, "Only application/json is supported")
     app, gateway, device_id = await _known(request)
     body = await read_object(request)
-    token = parse_token(gateway, body, _TOKEN_NAMES[gateway][1], "Missing token field with the {}")
+    token = parse_token(gateway, body, TOKEN_NAMES[gateway][1], "Missing token field with the {}")
     await _profiles(request).set_token(app, gateway, device_id, token)
     return _done()
 
@@ -294,7 +290,7 @@ async def _named(request: web.Request, malformed: ReportError) -> tuple[App, str
     """App, gateway and device id of the path; *malformed* for an id that no server gives."""
     gateway, device_id = parse_gateway(request), request.match_info["device_id"]
     app = await find_app(request)
-    if not _DEVICE_ID.fullmatch(device_id):
+    if not DEVICE_ID.fullmatch(device_id):
         raise malformed
     return app, gateway, device_id
 
@@ -327,7 +323,7 @@ def parse_token(gateway: str, body: Mapping[str, Any], name: str, missing: str) 
     if not isinstance(token, str) or not token.strip():
         raise BadRequest(missing.format(name))
     if len(token) > MAX_TOKEN_CHARACTERS:
-        raise Unauthorized(f"Incorrect {_TOKEN_NAMES[gateway][0]} supplied")
+        raise Unauthorized(f"Incorrect {TOKEN_NAMES[gateway][0]} supplied")
     return token
 
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from reportsvc.api.auth import APPS
-from reportsvc.api.beams import (CORS, FORBIDDEN_STATUSES, FRAMEWORK, INSTANCE, InvalidContentType, check_content_type,
-                                 error_body)
+from reportsvc.api.beams import (CORS, FORBIDDEN_STATUSES, FRAMEWORK, INSTANCE, Incomplete, InvalidContentType,
+                                 check_content_type, error_body)
 from reportsvc.api.common import Dialect, read_body
 from reportsvc.api.events import CLOCK, JOURNAL, LEDGER, clamp_time
 from reportsvc.errors import BadRequest, NotFound, ReportError, StoreUnavailable, TooLarge
@@ -23,22 +23,22 @@ from reportsvc.model import CHANNEL_OF_PREFIX, MAX_ID_BYTES, MAX_USER_CHARACTERS
 
 # error -> (HTTP status, Title)
 ERRORS: Final[Mapping[type[ReportError], tuple[int, str]]] = {
-    InvalidContentType: (400, "Invalid content type"), BadRequest: (400, "Bad request"),
-    TooLarge: (400, "Bad request"), NotFound: (404, "Not found"),
+    InvalidContentType: (400, "Invalid content type"), Incomplete: (400, "Incomplete Request"),
+    BadRequest: (400, "Bad request"), TooLarge: (400, "Bad request"), NotFound: (404, "Not found"),
     StoreUnavailable: (503, "Service unavailable"), ReportError: (500, "Something went wrong"),
 }
 DIALECT: Final = Dialect(
     errors=ERRORS, framework=FRAMEWORK, body=error_body, headers=CORS, forbidden_statuses=FORBIDDEN_STATUSES)
 
-_NO_INSTANCE: Final = ("The instance id given is invalid. It is expected to be in this format: "
-                       "426abfc7-41fe-492f-bcf1-27586fa9bd3f")
-_REQUIRED: Final = ("event", "publishId", "deviceId", "timestampSecs")
-_STAGES: Final = {"delivery": "received", "open": "click"}
+NO_INSTANCE: Final = ("The instance id given is invalid. It is expected to be in this format: "
+                      "426abfc7-41fe-492f-bcf1-27586fa9bd3f")
+REQUIRED: Final = ("event", "publishId", "deviceId", "timestampSecs")
+STAGES: Final = {"delivery": "received", "open": "click"}
 _DISPLAY: Final = "display"
 # (stage, prefix of the device id) -> fact code
 _CODES: Final = {
     (stage, prefix): Fact(stage, "", channel).code
-    for stage in (*_STAGES.values(), _DISPLAY) for prefix, channel in {**CHANNEL_OF_PREFIX, "": ""}.items()
+    for stage in (*STAGES.values(), _DISPLAY) for prefix, channel in {**CHANNEL_OF_PREFIX, "": ""}.items()
 }
 
 
@@ -53,20 +53,28 @@ async def report_event(request: web.Request) -> web.Response:
     except BadRequest:
         ledger.add("rejected_beams_event")
         raise
+    if isinstance(request.content, Tried):
+        raise request.content.error
     await request.app[JOURNAL].append(batch)
     return web.Response(headers=CORS)
 
 
+class Tried(StreamReader):
+    """A body whose event, if it is one, was given to the journal already, which ended with *error*."""
+
+    error: BaseException
+
+
 async def missing_instance(request: web.Request) -> web.Response:
     """A path without an instance id, which must not be a 404."""
-    return DIALECT.respond(400, "Incomplete Request", "`instance-id` param is missing from path")
+    raise Incomplete("`instance-id` param is missing from path")
 
 
 async def find_app(request: web.Request) -> App:
     """The app that owns the instance in the path."""
     instance_id = request.match_info["instance_id"]
     if not INSTANCE.fullmatch(instance_id):
-        raise BadRequest(_NO_INSTANCE)
+        raise BadRequest(NO_INSTANCE)
     app = await request.app[APPS].by_instance(instance_id)
     if app is None:
         raise BadRequest("Could not find the instance")
@@ -81,11 +89,11 @@ def parse_event(body: bytes, app_id: int, now: int) -> EventBatch:
         event = None
     if not isinstance(event, dict):
         raise BadRequest("Failed to read body as a JSON object")
-    for name in _REQUIRED:
+    for name in REQUIRED:
         if event.get(name) in (None, ""):
             raise BadRequest(f"`{name}` is missing from body")
     msg_id, device_id = _text(event, "publishId"), _text(event, "deviceId")
-    stage = _STAGES.get(str(event["event"]).lower())
+    stage = STAGES.get(str(event["event"]).lower())
     if stage is None:
         raise BadRequest("`event` must be `delivery` or `open`")
     happened, _ = clamp_time(_seconds(event["timestampSecs"]), now)

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -21,9 +22,11 @@ from aiohttp.streams import StreamReader
 from aiohttp.typedefs import Handler
 
 from reportsvc.errors import BadParameter, BadRequest, RateLimited, ReportError, StoreUnavailable, TooLarge
+from reportsvc.metrics import Metrics
 from reportsvc.model import MAX_ID_BYTES
 
 T = TypeVar("T")
+METRICS: Final = web.AppKey("metrics", Metrics)
 log = logging.getLogger(__name__)
 
 #: After decompression. 10 000 events of 500 bytes, three times over.
@@ -85,20 +88,25 @@ def json_response(document: object, *, status: int = 200, headers: Mapping[str, 
 
 # ------------------------------------------------------------------------------------------------------------ failures
 def failures(dialect_of: Callable[[str], Dialect],
-             decorate: Callable[[web.Request, web.Response], Awaitable[None]] | None = None) -> Any:
+             decorate: Callable[[web.Request, web.Response], Awaitable[None]] | None = None,
+             observe: Callable[[web.Request, int, float], None] = lambda request, status, seconds: None) -> Any:
     """The middleware that answers every failure in the dialect of the request's path.
 
-    *decorate* may add headers to the answers of the framework, such as that of a path that does not exist.
+    *decorate* may add headers to the answers of the framework, such as that of a path that does not exist. *observe* is
+    told the status of each answer and the seconds that it took.
     """
     @web.middleware
     async def answer_failures(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = perf_counter()
+        response: web.StreamResponse
         try:
-            return await handler(request)
+            response = await handler(request)
         except Exception as error:
-            response = failure(error, request, dialect_of(request.path))
+            response = answer = failure(error, request, dialect_of(request.path))
             if decorate is not None and isinstance(error, web.HTTPException):
-                await decorate(request, response)
-            return response
+                await decorate(request, answer)
+        observe(request, response.status, perf_counter() - started)
+        return response
     return answer_failures
 
 
@@ -106,6 +114,7 @@ def failure(error: Exception, request: web.Request, dialect: Dialect) -> web.Res
     """The answer to a request that failed with *error*."""
     if isinstance(error, ReportError):
         if isinstance(error, StoreUnavailable):
+            request.app[METRICS].failed(error.store, "request")
             log.debug("%s %s: %s", request.method, request.path, error)
         response = dialect.answer(error)
     elif isinstance(error, web.HTTPException):
@@ -147,6 +156,7 @@ async def rewrite_paths(request: web.Request, handler: Handler) -> web.StreamRes
     match.add_app(request.app)
     match.freeze()
     rewritten._match_info = match  # what Application._handle does with the first match
+    request._match_info = match  # what is counted is the path that answers
     return await match.handler(rewritten)
 
 

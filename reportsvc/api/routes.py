@@ -7,10 +7,12 @@ from typing import Final
 
 from aiohttp import web
 
-from reportsvc.api import beams, beams_device, beams_reporting, jpush, native, operations, pushy
+from reportsvc.api import (beams, beams_device, beams_reporting, dashboard, jpush, native, native_reads, operations,
+                           pushy)
 from reportsvc.api.auth import basic_auth
 from reportsvc.api.common import Dialect
 from reportsvc.api.limits import Handler, limited_native, limited_reports
+from reportsvc.api.openapi import handlers as openapi
 
 _basic: Final[Callable[[Handler], Handler]] = basic_auth.required
 
@@ -61,6 +63,13 @@ _INCOMPLETE_ROUTES: Final = [
     web.delete(f"{_DEVICE}/interests", beams_device.missing_interest),
 ]
 
+# What every process answers, whatever its role.
+OPERATIONS: Final = [
+    web.get("/healthz", operations.healthz),
+    web.get("/readyz", operations.readyz),
+    web.get("/metrics", operations.metrics),
+]
+
 ROUTES: Final = [
     # JPush Report, also under the prefix of its Beijing zone
     *(route for prefix in ("/v3", "/v3/report") for route in (
@@ -87,9 +96,15 @@ ROUTES: Final = [
     web.post("/v1/pushes/{msg_id}/targets", _native(native.post_targets)),
     web.post("/v1/devices", _native(native.post_devices)),
     web.delete("/v1/devices/{device_id}", _native(native.delete_device)),
-    # operations
-    web.get("/healthz", operations.healthz),
-    web.get("/readyz", operations.readyz),
+    web.get("/v1/messages", _native(native_reads.get_messages)),
+    web.get("/v1/messages/{msg_id:[^/]+}", _native(native_reads.get_message)),
+    web.get("/v1/messages/{msg_id:[^/]+}/timeline", _native(native_reads.get_timeline)),
+    web.get("/openapi.json", openapi.openapi_json),
+    web.get("/docs", openapi.docs),
+    # the dashboard
+    web.get("/", dashboard.page),
+    web.get("/dashboard/{version}/{name:[\\w./-]+}", dashboard.file),
+    *OPERATIONS,
 ]
 
 # first part of a path -> dialect

@@ -4,9 +4,10 @@ A message's hash says whether the message is alive; its device sets have no expi
 sets touches the hash first, and the sweep marks it before it removes the sets, so that a late event and the sweep can
 not pass each other unseen.
 
-Fields: ``l`` last delivery, ``x`` being removed since, ``p`` the push, ``g`` its digest, ``e`` its expiry, ``f`` when
-its last target received it (times in unix seconds); ``c`` the chunks its sets have members in, or ``*`` for more than
-a few, then any up to ``n``; ``a`` the members of its audience, from the registration until they are in the sets.
+Fields: ``l`` last delivery, ``x`` being removed since, ``o`` by which sweep, ``p`` the push, ``g`` its digest, ``e``
+its expiry, ``f`` when its last target received it (times in unix seconds); ``c`` the chunks its sets have members in,
+or ``*`` for more than a few, then any up to ``n``; ``a`` the members of its audience, from the registration until they
+are in the sets.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ end
 _TOUCH = Script(_LIBRARY + """
 local key, now = KEYS[1], tonumber(ARGV[1])
 if being_removed(key) then return -1 end
-redis.call('HDEL', key, 'x')
+redis.call('HDEL', key, 'x', 'o')
 local last = redis.call('HGET', key, 'l')
 if not last or tonumber(last) < now then redis.call('HSET', key, 'l', ARGV[1]) end
 add_chunks(key, ARGV[4], ARGV[5])
@@ -79,7 +80,7 @@ return push[1] and (push[2] and 2 or 1) or 0
 _CLAIM = Script(_LIBRARY + """
 local key, now = KEYS[1], tonumber(ARGV[1])
 if being_removed(key) then return false end
-redis.call('HDEL', key, 'x')
+redis.call('HDEL', key, 'x', 'o')
 local fresh, digest = 0, redis.call('HGET', key, 'g')
 if not digest then
   redis.call('HSET', key, 'g', ARGV[6], 'p', ARGV[7], 'e', ARGV[8], 'l', ARGV[1])
@@ -93,20 +94,23 @@ end
 return {fresh, digest, redis.call('HGET', key, 'p'), redis.call('HGET', key, 'a') or ''}
 """)
 
-# ARGV: now, silent since. Answers the chunks of a message that is dead, and marks it; nothing for one that is not.
-_MARK = Script("""
+# ARGV: now, removal seconds, silent since, sweep. Answers the chunks of a message that is dead, and marks it; nothing
+# for one that is not, or that another sweep is removing.
+_MARK = Script(_LIBRARY + """
 local key, now = KEYS[1], tonumber(ARGV[1])
+if being_removed(key) and redis.call('HGET', key, 'o') ~= ARGV[4] then return false end
 local state = redis.call('HMGET', key, 'l', 'e', 'c', 'n')
-if state[1] and tonumber(state[1]) > tonumber(ARGV[2]) then return false end
+if state[1] and tonumber(state[1]) > tonumber(ARGV[3]) then return false end
 if state[2] and tonumber(state[2]) > now then return false end
-redis.call('HSET', key, 'x', redis.call('TIME')[1])
+redis.call('HSET', key, 'x', redis.call('TIME')[1], 'o', ARGV[4])
 redis.call('EXPIRE', key, 86400)
 return {state[3] or '*', state[4] or '-1'}
 """)
 
-# A mark that is gone was too old for an event that came in meanwhile, and the message is alive.
+# ARGV: sweep. A mark that is gone was too old for an event that came in meanwhile, and the message is alive; one of
+# another sweep was too old for that sweep, which has yet to remove the sets.
 _FORGET = Script("""
-return redis.call('HEXISTS', KEYS[1], 'x') == 1 and redis.call('UNLINK', KEYS[1]) or 0
+return redis.call('HGET', KEYS[1], 'o') == ARGV[1] and redis.call('UNLINK', KEYS[1]) or 0
 """)
 
 _FINISH = Script("""
@@ -134,6 +138,10 @@ class MessageState:
     finished_at: int
     #: The chunks in which its device sets may have members.
     chunks: Sequence[int]
+
+    def is_kept(self, expires_at: int, now: float) -> bool:
+        """Whether the push, which expires at *expires_at*, is still told of."""
+        return expires_at > now or dies_at(self.last) > now
 
 
 class Claim(NamedTuple):
@@ -203,17 +211,19 @@ class Messages:
         """Take the note back: a target was added that has not got the message."""
         return ("HDEL", message_key(app_id, msg_id), "f")
 
-    async def mark_dead(self, messages: Sequence[tuple[int, str]], now: int,
-                        silent_since: int) -> list[Sequence[int] | None]:
+    async def mark_dead(self, messages: Sequence[tuple[int, str]], now: int, silent_since: int,
+                        sweep: str) -> list[Sequence[int] | None]:
         """Bar the way to those of *messages* that are dead, and tell the chunks of their sets; None for one that is
-        not, which stays as it is. Where Redis has dropped the hash there is no chunk to tell of, and any may exist."""
+        not, or that another *sweep* is removing, which stays as it is. Where Redis has dropped the hash there is no
+        chunk to tell of, and any may exist."""
         replies: list[Any] = await self._redis.run([
-            _MARK((message_key(app_id, msg_id),), now, silent_since) for app_id, msg_id in messages])
+            _MARK((message_key(app_id, msg_id),), now, _REMOVAL_SECONDS, silent_since, sweep)
+            for app_id, msg_id in messages])
         return [None if reply is None else _chunk_numbers(reply[0], int(reply[1])) for reply in replies]
 
-    def forget(self, app_id: int, msg_id: str) -> Command:
-        """Remove the hash, and with it the mark."""
-        return _FORGET((message_key(app_id, msg_id),))
+    def forget(self, app_id: int, msg_id: str, sweep: str) -> Command:
+        """Remove the hash, and with it the mark, if it is that of *sweep*."""
+        return _FORGET((message_key(app_id, msg_id),), sweep)
 
 
 def _chunk_words(chunks: Iterable[int]) -> tuple[str, int]:

@@ -111,7 +111,7 @@ local flags = {}
 local leaving = redis.call('HEXISTS', key, 'x') == 1
 for i = 2, #ARGV do flags[i - 1] = not leaving and redis.call('ZSCORE', names, ARGV[i]) and '1' or '0' end
 return {version, table.concat(flags)}
-""")
+""", writes=False)
 
 # ARGV: now. From here on the device can do nothing more; answers what it had.
 _LEAVE = Script(_LIBRARY + """

@@ -28,6 +28,7 @@ ANSWER_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
 
 # ARGV: calls, window in milliseconds. Answers the calls made in this window, and how many milliseconds are left of it.
+# A minute that a replica does not know of is no loss to wait for.
 _COUNT = Script("""
 local count = redis.call('INCRBY', KEYS[1], ARGV[1])
 local left = redis.call('PTTL', KEYS[1])
@@ -36,7 +37,7 @@ if left < 0 then
   redis.call('PEXPIRE', KEYS[1], left)
 end
 return {count, left}
-""")
+""", writes=False)
 
 
 @dataclass(frozen=True, slots=True)

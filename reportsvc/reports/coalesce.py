@@ -17,8 +17,12 @@ V = TypeVar("V")
 class Coalescer(Generic[K, V]):
     """Answers for keys, by means of *query*, which takes many and leaves out those without an answer."""
 
-    def __init__(self, query: Callable[[list[K]], Awaitable[Mapping[K, V]]]) -> None:
+    def __init__(self, query: Callable[[list[K]], Awaitable[Mapping[K, V]]],
+                 note: Callable[[int], None] = lambda callers: None) -> None:
+        """*note* is told how many callers share a query, for each that begins."""
         self._query = query
+        self._note = note
+        self._callers = 0
         self._next: tuple[set[K], asyncio.Future[Mapping[K, V]]] | None = None
         self._runner: asyncio.Task[None] | None = None
 
@@ -29,6 +33,7 @@ class Coalescer(Generic[K, V]):
             self._next = set(), asyncio.get_running_loop().create_future()
         pending, answer = self._next
         pending.update(wanted)
+        self._callers += 1
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
         # A caller who goes away must not take the answer from the others.
@@ -38,6 +43,8 @@ class Coalescer(Generic[K, V]):
     async def _run(self) -> None:
         while self._next is not None:
             (keys, answer), self._next = self._next, None
+            callers, self._callers = self._callers, 0
+            self._note(callers)
             try:
                 result = await self._query(list(keys))
             except Exception as error:  # noqa: BLE001  # every caller gets it

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+from reportsvc.metrics import Metrics
 from reportsvc.model import App
 from reportsvc.reports.coalesce import Coalescer
 from reportsvc.storage.queries import Queries, Selection
@@ -15,7 +17,9 @@ Totals = Mapping[str, int]
 class DeliveryReport:
     """Counts of distinct devices."""
 
-    def __init__(self, queries: Queries, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, queries: Queries, clock: Callable[[], float] = time.time,
+                 metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics()
         self._queries = queries
         self._clock = clock
         self._coalescers: dict[tuple[int, str], Coalescer[str, tuple[int, ...]]] = {}
@@ -36,4 +40,4 @@ class DeliveryReport:
                    selections: Sequence[Selection]) -> Coalescer[str, tuple[int, ...]]:
         async def query(msg_ids: list[str]) -> Mapping[str, tuple[int, ...]]:
             return await self._queries.totals(app_id, msg_ids, selections, int(self._clock()), report)
-        return Coalescer(query)
+        return Coalescer(query, partial(self._metrics.shared, report))

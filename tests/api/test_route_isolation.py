@@ -18,7 +18,8 @@ import orjson
 import pytest
 from aiohttp.web_routedef import RouteDef
 
-from reportsvc.api import beams, beams_device, beams_reporting, operations
+from reportsvc.api import beams, beams_device, beams_reporting, dashboard, operations
+from reportsvc.api.openapi import handlers
 from reportsvc.api.routes import ROUTES
 from reportsvc.registry.apps import AppStore
 from reportsvc.storage.redis import app_keys_pattern
@@ -27,7 +28,8 @@ from tests.support.service import Account, Answer, Running, eventually
 #: Handlers that look at no app's data; they are called as well.
 WITHOUT_DATA: Final = {
     beams.preflight, beams_reporting.missing_instance, beams_device.missing_instance, beams_device.missing_device,
-    beams_device.missing_interest, operations.healthz, operations.readyz,
+    beams_device.missing_interest, dashboard.page, dashboard.file, operations.healthz, operations.readyz,
+    handlers.openapi_json, handlers.docs,
 }
 
 
@@ -42,7 +44,7 @@ class Ids:
     def path(self, template: str) -> str:
         """*template* with everything filled in."""
         values = {"instance_id": self.stranger.app.beams_instance_id, "device_id": self.device, "platform": "fcm",
-                  "interest": "news", "user_id": "alice", "push_id": "m", "msg_id": "m", "rest": ""}
+                  "interest": "news", "user_id": "alice", "push_id": "m", "msg_id": "m", "rest": "", "version": "1", "name": "main.js"}
         path = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], without_patterns(template))
         path = path.replace("/v1/devices/" + self.device, "/v1/devices/d1")
         return path + (f"?api_key={self.stranger.pushy_api_key}" if path.startswith("/pushes") else
@@ -76,6 +78,9 @@ CASES: Final[dict[str, tuple[str, Any]]] = {
     **{f"{method} {prefix}/{name}": (BASIC, body) for prefix in ("/v3", "/v3/report") for method, name, body in (
         ("GET", "received", None), ("GET", "messages", None), ("GET", "users", None),
         ("POST", "status/message", _STATUS))},
+    "GET /v1/messages": (BASIC, None),
+    "GET /v1/messages/{msg_id}": (BASIC, None),
+    "GET /v1/messages/{msg_id}/timeline": (BASIC, None),
     "GET /pushes/{push_id}": (NONE, None),
     "GET /device_api/v1/instances/{instance_id}/web-vapid-public-key": (NONE, None),
     f"GET {_ONE}": (NONE, None),

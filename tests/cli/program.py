@@ -78,12 +78,13 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(directory: Path, **settings: object) -> AsyncIterator[Serving]:
+async def serving(directory: Path, *arguments: str, **settings: object) -> AsyncIterator[Serving]:
     """Run ``serve`` on a free port, with its stores in *directory*, until the block ends."""
+    directory.mkdir(exist_ok=True)
     settings = {"data_dir": directory / "data", "port": 0, "linger_ms": 10} | settings
     with (directory / "output").open("wb") as output, (directory / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "reportsvc", "serve", env=environment(**settings),
+            sys.executable, "-m", "reportsvc", "serve", *arguments, env=environment(**settings),
             stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=log)
     service = Serving(process, directory)
 

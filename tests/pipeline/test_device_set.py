@@ -171,10 +171,10 @@ async def test_empty_chunks_leave_no_key(redis: Redis) -> None:
     devices = new_set()
     small, large = numbers([1]), numbers(range(65_536, 65_536 + 600))
     await redis.run(devices.add(small, REDIS_INTSET_ENTRIES) + devices.add(large, REDIS_INTSET_ENTRIES))
-    assert await redis.call("EXISTS", devices.chunk_key(0), devices.chunk_key(1)) == 2
+    assert await redis.run([("EXISTS", devices.chunk_key(0)), ("EXISTS", devices.chunk_key(1))]) == [1, 1]
 
     await redis.run(devices.remove(small) + devices.remove(large))
-    assert await redis.call("EXISTS", devices.chunk_key(0), devices.chunk_key(1)) == 0
+    assert await redis.run([("EXISTS", devices.chunk_key(0)), ("EXISTS", devices.chunk_key(1))]) == [0, 0]
 
 
 async def test_delete_removes_every_chunk_below_the_end(redis: Redis) -> None:
@@ -182,10 +182,10 @@ async def test_delete_removes_every_chunk_below_the_end(redis: Redis) -> None:
     devices = new_set()
     await redis.run(devices.add(numbers(range(0, 1_000_000, 1000)), REDIS_INTSET_ENTRIES))
     keys = [devices.chunk_key(chunk) for chunk in chunks_below(1_000_000)]
-    assert await redis.call("EXISTS", *keys) == 16
+    assert await redis.run([("EXISTS", key) for key in keys]) == [1] * 16
 
     await redis.run(devices.delete(999_001))
-    assert await redis.call("EXISTS", *keys) == 0
+    assert await redis.run([("EXISTS", key) for key in keys]) == [0] * 16
 
 
 async def test_nothing_is_asked_about_no_numbers(redis: Redis) -> None:

@@ -72,6 +72,7 @@ async def pause(redis: Redis, seconds: float) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- group commit
+@pytest.mark.one_redis
 async def test_all_who_wait_share_one_command(redis_url: str) -> None:
     """Five hundred appends of one moment are one script call with one entry an app."""
     async with opened(redis_url) as (journal, redis):
@@ -88,6 +89,7 @@ async def test_all_who_wait_share_one_command(redis_url: str) -> None:
 
 # append   A ......... B C D … all come while A is under way
 # command  |--- A ---||--- B C D … ---|
+@pytest.mark.one_redis
 async def test_who_comes_during_a_command_shares_the_next(redis_url: str) -> None:
     """While one command is under way the next one fills, so two commands are enough for any number of callers."""
     async with opened(redis_url) as (journal, redis):
@@ -142,6 +144,7 @@ async def test_partitions_take_turns(redis_url: str) -> None:
         assert await redis.run([("HGET", ledger_key(partition), "accepted") for partition in range(3)]) == [b"6"] * 3
 
 
+@pytest.mark.one_redis
 async def test_requests_share_commands(running_service: Running, account: Account) -> None:
     """Also over HTTP: many requests at once need fewer entries than there are requests, and each is answered."""
     redis = running_service.service.redis
@@ -293,7 +296,8 @@ async def test_append_says_when_redis_is_away(short_dir: Path) -> None:
 
 @pytest.mark.parametrize(("make", "undo"), [
     pytest.param([("CONFIG", "SET", "maxmemory", "1")], [("CONFIG", "SET", "maxmemory", "0")], id="full"),
-    pytest.param([("REPLICAOF", "127.0.0.1", "1")], [("REPLICAOF", "NO", "ONE")], id="read-only replica"),
+    pytest.param([("REPLICAOF", "127.0.0.1", "1")], [("REPLICAOF", "NO", "ONE")], id="read-only replica",
+                 marks=pytest.mark.one_redis),
     pytest.param([("CONFIG", "SET", "min-replicas-to-write", "1")], [("CONFIG", "SET", "min-replicas-to-write", "0")],
                  id="too few replicas"),
 ])
@@ -314,6 +318,7 @@ async def test_redis_that_takes_no_writes_is_away(redis_url: str, make: list[Any
         assert await devices_in(redis) == ["after", "before"]
 
 
+@pytest.mark.one_redis
 async def test_scripts_are_taught_again(redis_url: str) -> None:
     """A server that has lost its scripts is told them within the same append, once for all."""
     async with opened(redis_url) as (journal, redis):

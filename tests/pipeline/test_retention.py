@@ -271,7 +271,7 @@ async def paused_sweep(service: Running, clock: Clock, *, before: bool) -> Async
 
 
 async def is_settled(service: Running) -> bool:
-    counts = await read(service.service.redis, 1)
+    counts = await read(service.service.redis, service.service.config.partitions)
     return counts["accepted"] == counts["applied"]
 
 
@@ -337,6 +337,55 @@ async def test_slow_sweep_spares_what_came_meanwhile(running_service: Running, a
         await asyncio.sleep(0.1)
         assert await statuses(running_service, account, "m", "d0", "d60") == [3, 0]
         assert await received(running_service, account, "m") == [1]
+
+
+# ------------------------------------------------------------------------------------- sweeps in several processes
+# sweep 1   mark -- sets removed -- | .............. rows removed -- mark removed
+# sweep 2                           | leaves it alone
+async def test_sweep_leaves_alone_what_another_removes(running_service: Running, account: Account,
+                                                       clock: Clock) -> None:
+    """Of two sweeps one removes a message; the other finds it marked and does not touch it."""
+    await running_service.send(account, *receipts("m", range(50)))
+    clock.ahead += 40 * DAY
+    async with paused_sweep(running_service, clock, before=True) as (_, queries):
+        assert await running_service.service.sweep.run() == 0
+        queries.go_on.set()
+
+        async def is_gone() -> bool:
+            return not await running_service.service.redis.call("EXISTS", message_key(account.app.id, "m"))
+        await eventually(is_gone)
+        assert await running_service.service.sweep.run() == 0  # nothing is left to remove
+
+
+# sweep 1   mark ........ (its mark is too old) ........ goes on to its end
+# sweep 2                 marks it again ............................................ goes on to its end
+# event                                                                     waits ................... counted
+async def test_slow_sweep_leaves_the_mark_of_the_next(running_service: Running, account: Account, clock: Clock,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep that took so long that another began anew does not let a delivery in between that one's steps."""
+    monkeypatch.setattr(messages_module, "_REMOVAL_SECONDS", 1)
+    await running_service.send(account, *receipts("m", range(50)))
+    clock.ahead += 40 * DAY
+    async with paused_sweep(running_service, clock, before=True) as (_, held):
+        await asyncio.sleep(2.1)
+        async with paused_sweep(running_service, clock, before=True) as (_, queries):
+            monkeypatch.setattr(messages_module, "_REMOVAL_SECONDS", 60)
+            held.go_on.set()
+            await eventually(lambda: has_removed_rows(running_service))
+            await asyncio.sleep(0.2)
+            answer = await running_service.call("POST", "/v1/events", account, json=receipts("m", range(60, 61)))
+            assert answer.status == 200
+            await asyncio.sleep(0.2)
+            assert not await is_settled(running_service)
+            queries.go_on.set()
+            await running_service.applied()
+    assert await statuses(running_service, account, "m", "d0", "d60") == [3, 0]
+    assert await received(running_service, account, "m") == [1]
+
+
+async def has_removed_rows(service: Running) -> bool:
+    """Whether ClickHouse has nothing of any message."""
+    return await service.service.queries.dead_messages(int(service.clock()), 1) == []
 
 
 async def test_push_cannot_be_registered_into_a_removal(running_service: Running, account: Account,

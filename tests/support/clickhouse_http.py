@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,11 +81,29 @@ class Result:
     summary: Mapping[str, str]
 
 
-class Engine:
-    """chDB on one directory, for calls from any thread."""
+#: A cluster of one node, which is this engine itself; two cannot be had without a server that listens.
+CLUSTER: Final = "test"
+CONFIG: Final = f"""<clickhouse><tcp_port>9000</tcp_port><remote_servers><{CLUSTER}><shard>
+<internal_replication>true</internal_replication><replica><host>127.0.0.1</host><port>9000</port></replica>
+</shard></{CLUSTER}></remote_servers></clickhouse>"""
+_ON_CLUSTER: Final = re.compile(f" ON CLUSTER `?{CLUSTER}`?".encode())
+_REPLICATED: Final = re.compile(rb"Replicated(\w*MergeTree)\('[^']*', '[^']*'(?:, )?")
 
-    def __init__(self, path: Path) -> None:
+
+class Engine:
+    """chDB on one directory, for calls from any thread.
+
+    With *cluster*, it is the one node of a cluster named ``test``. Distributed tables are the engine's own. It cannot
+    have Keeper: statements ``ON CLUSTER`` are carried out at once, and replicated tables are made as plain ones.
+    """
+
+    def __init__(self, path: Path, *, cluster: bool = False) -> None:
         self._path = str(path)
+        self._is_cluster = cluster
+        if cluster:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "cluster.xml").write_text(CONFIG)
+            self._path += f"?config-file={path / 'cluster.xml'}"
         # The engine stops with its last connection; this one keeps it up.
         self._keeper = chdb.connect(self._path)
         zone, version = self._keeper.query("SELECT timezone(), version()", "TabSeparated").bytes().decode().split()
@@ -98,6 +116,8 @@ class Engine:
 
     def run(self, statement: Statement) -> Result:
         """Run one statement in a session of its own."""
+        if self._is_cluster and _ON_CLUSTER.search(statement.sql):
+            statement = replace(statement, sql=_REPLICATED.sub(rb"\1(", _ON_CLUSTER.sub(b"", statement.sql)))
         with closing(chdb.connect(self._path)) as session:
             if statement.database:
                 session.query(f"USE {_quote(statement.database, '`')}")
@@ -234,10 +254,10 @@ async def fail_on_demand(request: web.Request, handler: Handler) -> web.StreamRe
     return await handler(request)
 
 
-def make_app(path: Path) -> web.Application:
+def make_app(path: Path, *, cluster: bool = False) -> web.Application:
     """The server on the engine in *path*."""
     app = web.Application(middlewares=[fail_on_demand], client_max_size=1 << 30)
-    app[ENGINE] = Engine(path)
+    app[ENGINE] = Engine(path, cluster=cluster)
     app[FAULTS] = Faults()
     app[THREAD_POOL] = ThreadPoolExecutor(THREADS)
     app.add_routes([web.get("/ping", ping), web.post("/_fault", set_fault),
@@ -245,13 +265,13 @@ def make_app(path: Path) -> web.Application:
     return app
 
 
-async def serve(path: Path, port: int, parent: int) -> None:
+async def serve(path: Path, port: int, parent: int, *, cluster: bool = False) -> None:
     """Serve until SIGTERM or, when *parent* is not 0, until that is no longer our parent process."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    app = make_app(path)
+    app = make_app(path, cluster=cluster)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
@@ -266,9 +286,10 @@ async def serve(path: Path, port: int, parent: int) -> None:
 class ClickHouseHttp:
     """Such a server in a process of its own; on one port, whatever happens to it."""
 
-    def __init__(self, path: Path, port: int = 0) -> None:
+    def __init__(self, path: Path, port: int = 0, *, cluster: bool = False) -> None:
         self.path = path
         self.port = port
+        self.cluster = cluster
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -280,7 +301,8 @@ class ClickHouseHttp:
         """Start it, for the first time or after :meth:`kill`, and return when it answers."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.clickhouse_http", "--path", str(self.path), "--port", str(self.port),
-             "--parent", str(os.getpid())], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+             "--parent", str(os.getpid()), *["--cluster"] * self.cluster],
+            cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = await asyncio.wait_for(asyncio.to_thread(self.process.stdout.readline), START_TIMEOUT)
         assert line.startswith("listening on "), "the ClickHouse server ended while it started"
@@ -325,9 +347,10 @@ class ClickHouseHttp:
 
 
 @asynccontextmanager
-async def clickhouse_http_server(path: Path, port: int = 0) -> AsyncIterator[ClickHouseHttp]:
-    """A running server on the engine in *path*, on *port* or a free one."""
-    server = ClickHouseHttp(path, port)
+async def clickhouse_http_server(path: Path, port: int = 0, *,
+                                 cluster: bool = False) -> AsyncIterator[ClickHouseHttp]:
+    """A running server on the engine in *path*, on *port* or a free one; with *cluster*, it is a node of one."""
+    server = ClickHouseHttp(path, port, cluster=cluster)
     try:
         await server.start()
         yield server
@@ -341,8 +364,9 @@ def main() -> None:
     parser.add_argument("--path", type=Path, required=True, help="directory of the data")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes any free one")
     parser.add_argument("--parent", type=int, default=0, help="end when this process is no longer the parent")
+    parser.add_argument("--cluster", action="store_true", help="stand for a cluster of one node")
     options = parser.parse_args()
-    asyncio.run(serve(options.path, options.port, options.parent))
+    asyncio.run(serve(options.path, options.port, options.parent, cluster=options.cluster))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ EVERY_VARIABLE = {
     "REPORTSVC_DATA_DIR": ("/srv/reportsvc/../data", Path("/srv/data")),
     "REPORTSVC_CLICKHOUSE_URL": ("https://me:secret@ch.example:8443/stats", "https://me:secret@ch.example:8443/stats"),
     "REPORTSVC_REDIS_URL": ("redis+cluster://redis.example:6379", "redis+cluster://redis.example:6379"),
+    "REPORTSVC_REDIS_REPLICAS": ("2", 2),
+    "REPORTSVC_CLICKHOUSE_CLUSTER": ("push-stats_1", "push-stats_1"),
     "REPORTSVC_FSYNC": ("Always", "always"),
     "REPORTSVC_PARTITIONS": ("64", 64),
     "REPORTSVC_JOURNAL_MAX_BYTES": ("1048576", 1 << 20),
@@ -26,6 +28,7 @@ EVERY_VARIABLE = {
     "REPORTSVC_RATE_LIMIT_NATIVE": ("60000", 60_000),
     "REPORTSVC_RATE_LIMIT_PUSHY": ("600", 600),
     "REPORTSVC_KEEPALIVE": ("75", 75),
+    "REPORTSVC_METRICS_TOKEN": ("t0ken-of_ours.~+/==", "t0ken-of_ours.~+/=="),
     "REPORTSVC_ACCESS_LOG": ("1", True),
     "REPORTSVC_LOG_LEVEL": ("debug", "debug"),
 }
@@ -37,9 +40,10 @@ def test_empty_environment_gives_the_documented_defaults(monkeypatch: pytest.Mon
 
     assert dataclasses.asdict(Config.from_env({"PATH": "/bin"})) == {
         "host": "127.0.0.1", "port": 8080, "data_dir": tmp_path.resolve() / ".data", "clickhouse_url": "",
-        "redis_url": "", "fsync": "everysec", "partitions": 1, "journal_max_bytes": 1 << 30, "linger_ms": 100,
+        "redis_url": "", "redis_replicas": 0, "clickhouse_cluster": "", "fsync": "everysec", "partitions": 1,
+        "journal_max_bytes": 1 << 30, "linger_ms": 100,
         "device_cache": 2_000_000, "sweep_interval": 3600, "rate_limit": 2400, "rate_limit_native": 0,
-        "rate_limit_pushy": 0, "keepalive": 25, "access_log": False, "log_level": "info",
+        "rate_limit_pushy": 0, "keepalive": 25, "metrics_token": "", "access_log": False, "log_level": "info",
     }
 
 
@@ -117,6 +121,17 @@ def test_password_is_never_shown() -> None:
 
     assert "ter" not in str(refusal.value).partition("cannot")[0]
     assert "hunter2" not in repr(config)
+
+
+@pytest.mark.parametrize("value", ["hunter2", "hunter2 hunter2", "hunter2=hunter2", "hunter2" * 30])
+def test_token_that_is_none_is_refused_and_not_shown(value: str) -> None:
+    """What no ``Authorization`` header can carry, or is quickly guessed, is no token; the refusal keeps it secret."""
+    with pytest.raises(BadConfig) as refusal:
+        Config.from_env({"REPORTSVC_METRICS_TOKEN": value})
+
+    assert str(refusal.value) == ("REPORTSVC_METRICS_TOKEN=*** cannot be used; write "
+                                  f"{VARIABLES['REPORTSVC_METRICS_TOKEN'].advice}")
+    assert "t0ken-of-ours" not in repr(Config.from_env({"REPORTSVC_METRICS_TOKEN": "t0ken-of-ours"}))
 
 
 def test_typo_is_refused_with_the_closest_name() -> None:

@@ -18,6 +18,7 @@ from reportsvc.api import beams, beams_device, beams_reporting, jpush, native, p
 from reportsvc.api.common import Dialect
 from reportsvc.api.routes import ROUTES
 from reportsvc.config import VARIABLES, Config, field_of
+from reportsvc.metrics import METRICS
 from reportsvc.model import CHANNELS, KINDS, PLATFORMS, STAGES
 from reportsvc.pipeline import deadletter, ledger
 
@@ -67,7 +68,16 @@ def test_every_setting_is_in_the_readme_with_its_default() -> None:
     for name, shown in rows.items():
         value = getattr(defaults, field_of(name))
         plain = shown.strip("`").replace(" ", "").replace("1GiB", str(1 << 30))
-        assert plain == ("embedded" if value == "" else str(int(value) if isinstance(value, bool) else value)), name
+        text = str(int(value) if isinstance(value, bool) else value)
+        assert plain in ((text,) if text else ("embedded", "none")), name
+
+
+def test_every_metric_is_in_the_readme() -> None:
+    """A metric's row says its type, its labels and what it tells; a star, that it is the same from every process."""
+    rows = re.findall(r"^\| `((?:reportsvc|process)_\w+)` \| (\w+) \| (.*?) ?\| (.*?)(\*?) \|$", README, re.MULTILINE)
+
+    assert rows == [(metric.name, metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help,
+                     "*" if metric.is_shared else "") for metric in METRICS]
 
 
 @pytest.mark.parametrize("route", sorted({described(route) for route in ROUTES if route.handler not in UNNAMED}))

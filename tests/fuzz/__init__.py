@@ -1,0 +1,1 @@
+"""Calls of all sorts, made from the document and held against it."""
