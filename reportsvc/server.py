@@ -89,6 +89,7 @@ class _Connection(RequestHandler):
         waiter = self._waiter
         if waiter is None or waiter.done():  # a request is being answered, and this is its body, or the next one
             super().data_received(data)
+            self._fail_body()
             return
         if not self._head_bytes:
             if data.startswith(_REPORT):
@@ -105,6 +106,13 @@ class _Connection(RequestHandler):
                 self._stop_timer()
         elif data:
             self._wait_for_head(waiter, len(data))
+
+    def _fail_body(self) -> None:
+        """Tell whoever reads a body that what came of it cannot be unpacked; the framework only notes it for later."""
+        request = self._current_request
+        if (request is not None and self._messages and isinstance(self._messages[-1][0], _ErrInfo)
+                and not request.content.is_eof() and request.content.exception() is None):
+            request.content.set_exception(web.RequestPayloadError("the body cannot be read"))
 
     def _take(self) -> bool:
         """Whether what was just read is one event that needs no framework."""
@@ -156,12 +164,20 @@ class _Connection(RequestHandler):
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
             self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
 
+    def close(self) -> None:
+        """Take nothing more. What would answer an event that fails is kept until then."""
+        if self._taken is None:
+            super().close()
+        else:
+            self._close = True
+
     async def shutdown(self, timeout: float | None = 15.0) -> None:
         """Answer what is under way, then close."""
         if self._taken is not None:
             self._force_close = True  # nothing more is read
             await asyncio.wait([self._taken.done], timeout=timeout)
-            await asyncio.sleep(0)  # the answer is written by then
+            await asyncio.sleep(0)  # the answer is written by then, or the ordinary route is at work on it
+            super().close()
         await super().shutdown(timeout)
 
     def _wait_for_head(self, waiter: asyncio.Future[None], size: int) -> None:

@@ -28,7 +28,7 @@ _ON_CLUSTER = {
     "tests/api/test_isolation.py",
     "tests/api/test_jpush_status.py",
     "tests/api/test_pushy.py",
-    "tests/api/test_rate_limit.py",
+    "tests/api/test_rate_limit.py::test_limit_is_exact_in_a_burst_over_two_processes",
     "tests/faults/test_rebuild.py::test_everything_is_as_before",
     "tests/pipeline/test_aggregator.py::test_kills_during_a_stream_change_nothing",
     "tests/pipeline/test_aggregator.py::test_story_without_a_fault",
@@ -36,7 +36,6 @@ _ON_CLUSTER = {
     "tests/pipeline/test_audiences.py",
     "tests/pipeline/test_dead_letters.py",
     "tests/pipeline/test_device_set.py",
-    "tests/pipeline/test_retention.py::test_delivery_during_a_sweep_is_not_lost",
 }
 
 

@@ -235,7 +235,7 @@ def split_lines(body: bytes, loads: Callable[[bytes], Any] = orjson.loads) -> Li
 
 def _load_joined(body: bytes, loads: Callable[[bytes], Any]) -> list[Any] | None:
     """All lines decoded at once, where each line is one whole object; None where that cannot be told."""
-    body = body.rstrip()
+    body = body.rstrip(b" \t\r\n")
     if b"\r" in body:
         body = body.replace(b"\r\n", b"\n")
     count = body.count(b"\n") + 1

@@ -13,7 +13,8 @@ URL, KEY, SECRET = CLIENT_VARIABLES
 
 #: Events older than this would be counted as of now; see reportsvc.api.events.
 MAX_DEMO_DAYS: Final = 30
-MAX_DEMO_DEVICES: Final = 1_000_000
+#: A push names its devices, and no push may name more.
+MAX_DEMO_DEVICES: Final = 100_000
 
 
 def add(commands: Any) -> None:

@@ -54,7 +54,7 @@ async def _pages(client: Client, options: argparse.Namespace) -> AsyncIterator[l
     """The messages that were named, or all, newest first."""
     if options.msg_id:
         for msg_id in options.msg_id:
-            reply = await client.call("GET", f"/v1/messages/{quote(msg_id, safe='')}")
+            reply = await client.call("GET", _path(msg_id))
             if reply.status != 200:
                 raise BadConfig(f"the app has no message {msg_id}")
             yield [reply.json["message"]]
@@ -66,6 +66,10 @@ async def _pages(client: Client, options: argparse.Namespace) -> AsyncIterator[l
         if page["next"] is None:
             return
         before = {"before": page["next"]}
+
+
+def _path(msg_id: str) -> str:
+    return f"/v1/messages/{quote(msg_id, safe='')}"
 
 
 def _message(message: Mapping[str, Any]) -> Row:
@@ -83,7 +87,8 @@ async def _timelines(client: Client, options: argparse.Namespace) -> AsyncIterat
 
 
 async def _timeline(client: Client, msg_id: str, interval: str) -> list[Row]:
-    reply = await client.call("GET", f"/v1/messages/{quote(msg_id, safe='')}/timeline", params={"interval": interval})
+    path = f"{_path(msg_id)}/timeline"
+    reply = await client.call("GET", path, params={"interval": interval})
     if reply.status == 404:
         return []  # its month ended since the list was read
     return [{"msg_id": msg_id, "time": one["time"], "start": one["start"], "stage": stage,

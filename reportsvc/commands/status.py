@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import asdict
@@ -45,12 +46,14 @@ _LAG_SECONDS: Final = 10.0
 _FULL: Final = 0.8
 _HELD: Final = "held by the running service"
 #: What Redis tells of itself, by the section it is in.
-_REDIS_INFO: Final = ("redis_version", "used_memory", "maxmemory", "maxmemory_policy", "aof_enabled",
+_REDIS_INFO: Final = ("redis_version", "tcp_port", "used_memory", "maxmemory", "maxmemory_policy", "aof_enabled",
                       "aof_last_write_status", "loading", "uptime_in_seconds")
 
 
 async def run(options: argparse.Namespace, config: Config) -> None:
     """Print it; the exit status is 1 if something is wrong."""
+    # What is wrong is said here; the driver would say it once more, on its own.
+    logging.getLogger("clickhouse_connect").addHandler(logging.NullHandler())
     problems: list[str] = []
     document: Document = {"version": __version__, "data_dir": str(config.data_dir)}
     document["service"] = await _service(config)
@@ -96,8 +99,7 @@ async def _from_redis(config: Config, problems: list[str]) -> Document:
 
 
 async def _ask_redis(redis: Redis, config: Config) -> Document:
-    info = await redis.call("INFO")
-    keys = await redis.call("DBSIZE")
+    servers = [_server(info) for info in await redis.about()]
     at_work = await processes(redis)
 
     async def silent() -> None:
@@ -109,7 +111,7 @@ async def _ask_redis(redis: Redis, config: Config) -> Document:
     registry = DeviceRegistry(redis, Floors(None))
     apps = [_app(app) | {"devices": (await registry.extent(app.id)).alive} for app in await AppStore(redis).all()]
     return {
-        "redis": {"answers": True, "keys": keys} | {name: info.get(name) for name in _REDIS_INFO},
+        "redis": {"answers": True, "servers": servers},
         "processes": [asdict(process) for process in at_work],
         "ledger": await ledger.read(redis, config.partitions),
         "journal": {
@@ -119,6 +121,11 @@ async def _ask_redis(redis: Redis, config: Config) -> Document:
             "aggregators": int(total(metrics.AGGREGATORS, max)), "dead_letters": int(total(metrics.DEAD_LETTERS))},
         "apps": apps,
     }
+
+
+def _server(info: Mapping[str, Any]) -> Document:
+    keys = sum(value["keys"] for name, value in info.items() if name.startswith("db") and isinstance(value, dict))
+    return {name: info.get(name) for name in _REDIS_INFO} | {"keys": keys}
 
 
 def _app(app: App) -> Document:
@@ -178,8 +185,11 @@ def _judge(document: Mapping[str, Any], config: Config, problems: list[str]) -> 
         problems.append(f"no process of the service is at work; nothing answers at {service['url']}"
                         if service["url"] else "no process of the service is at work")
     if document["redis"]["answers"]:
-        problems += _wrong_with_redis(document["redis"])
-        problems += _wrong_with_journal(document["journal"], service["answers"] or bool(document["processes"]))
+        servers = document["redis"]["servers"]
+        for server in servers:
+            name = f"Redis on port {server['tcp_port']}" if len(servers) > 1 else "Redis"
+            problems += [f"{name} {wrong}" for wrong in _wrong_with_redis(server)]
+        problems += wrong_with_journal(document["journal"], service["answers"] or bool(document["processes"]))
     pending = document["clickhouse"].get("pending_migrations")
     if pending:
         problems.append(f"ClickHouse lacks migrations {', '.join(f'{number:04}' for number in pending)}; "
@@ -189,20 +199,21 @@ def _judge(document: Mapping[str, Any], config: Config, problems: list[str]) -> 
 def _wrong_with_redis(redis: Mapping[str, Any]) -> list[str]:
     wrong = []
     if redis["loading"]:
-        wrong.append("Redis is reading its data from disk")
+        wrong.append("is reading its data from disk")
     if redis["aof_enabled"] == 0:
-        wrong.append("Redis keeps no append-only file: what it accepts is lost when it stops; set appendonly yes")
+        wrong.append("keeps no append-only file: what it accepts is lost when it stops; set appendonly yes")
     if redis["aof_last_write_status"] not in (None, "ok"):
-        wrong.append("Redis could not write its append-only file; is the disk full?")
+        wrong.append("could not write its append-only file; is the disk full?")
     if redis["maxmemory_policy"] not in (None, "noeviction"):
-        wrong.append(f"Redis throws keys away when its memory is full ({redis['maxmemory_policy']}); set "
+        wrong.append(f"throws keys away when its memory is full ({redis['maxmemory_policy']}); set "
                      "maxmemory-policy noeviction")
     if redis["maxmemory"] and redis["used_memory"] > _FULL * redis["maxmemory"]:
-        wrong.append(f"Redis has used {_percent(redis['used_memory'], redis['maxmemory'])} of its maxmemory")
+        wrong.append(f"has used {_percent(redis['used_memory'], redis['maxmemory'])} of its maxmemory")
     return wrong
 
 
-def _wrong_with_journal(journal: Mapping[str, Any], is_running: bool) -> list[str]:
+def wrong_with_journal(journal: Mapping[str, Any], is_running: bool) -> list[str]:
+    """What is wrong with the journal; *is_running*: whether any process of the service is."""
     wrong = []
     if journal["oldest_seconds"] > _LAG_SECONDS:
         who = ("no aggregator is at work" if not journal["aggregators"] else
@@ -239,10 +250,8 @@ def _service_lines(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _redis_lines(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    counts, journal, redis = document["ledger"], document["journal"], document["redis"]
+    counts, journal = document["ledger"], document["journal"]
     rejected = sum(count for name, count in counts.items() if name.startswith("rejected_"))
-    limit = f" of {_size(redis['maxmemory'])}" if redis["maxmemory"] else ""
-    log = "on" if redis["aof_enabled"] else "off"
     return [
         ("ledger", f"{counts['received']:,} received, {counts['accepted']:,} accepted, {counts['applied']:,} applied, "
                    f"{rejected:,} rejected, {counts['dead']:,} dead, {counts.get('skewed', 0):,} skewed"),
@@ -250,8 +259,15 @@ def _redis_lines(document: Mapping[str, Any]) -> list[tuple[str, str]]:
                     f"oldest {_duration(journal['oldest_seconds'])}, {journal['being_applied']:,} being applied, "
                     f"{journal['aggregators']} at work on it"),
         ("dead", f"{journal['dead_letters']:,} entries"),
-        ("redis", f"{redis['redis_version']}, {_size(redis['used_memory'])}{limit}, {redis['keys']:,} keys, "
-                  f"append-only file {log}, up {_duration(redis['uptime_in_seconds'])}")]
+        *(("redis", _server_line(server)) for server in document["redis"]["servers"])]
+
+
+def _server_line(redis: Mapping[str, Any]) -> str:
+    port = f", port {redis['tcp_port']}" if redis["tcp_port"] else ""
+    limit = f" of {_size(redis['maxmemory'])}" if redis["maxmemory"] else ""
+    log = "on" if redis["aof_enabled"] else "off"
+    return (f"{redis['redis_version']}{port}, {_size(redis['used_memory'])}{limit}, {redis['keys']:,} keys, "
+            f"append-only file {log}, up {_duration(redis['uptime_in_seconds'])}")
 
 
 def _clickhouse_lines(clickhouse: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -271,11 +287,13 @@ def _app_lines(apps: list[Document]) -> list[tuple[str, str]]:
 
 
 def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+    if count < 1024:
+        return f"{count:,.0f} B"
+    for unit in "KiB MiB GiB".split():
         count /= 1024
-    return f"{count:,.1f} TiB"
+        if count < 1024:
+            return f"{count:,.1f} {unit}"
+    return f"{count / 1024:,.1f} TiB"
 
 
 def _duration(seconds: float) -> str:

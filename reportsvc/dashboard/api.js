@@ -19,7 +19,7 @@ import { authorization, session } from "./session.js";
  *   channels: Record<string, Totals>, kinds: Record<string, Totals>}} WholeMessage
  * @typedef {{time: string, start: number, new: Totals, cumulative: Totals}} Interval
  * @typedef {{msg_id: string, interval: string, timezone: string, series: Interval[]}} Timeline
- * @typedef {{messages: Message[], next: string | null, timezone?: string}} MessagePage
+ * @typedef {{messages: Message[], next: string | null}} MessagePage
  * @typedef {{time_unit: string, start: string, duration: number, items: Record<string, any>[]}} Users
  * @typedef {"signed-out" | "forbidden" | "not-found" | "rate-limited" | "store-down" | "offline" | "refused" | "failed"
  *   } Kind
@@ -93,7 +93,12 @@ export const api = {
    * @param {{limit?: number, before?: string, signal?: AbortSignal, credentials?: {key: string, secret: string}}} [options]
    * @returns {Promise<MessagePage>}
    */
-  messages: ({ limit, before, ...options } = {}) => call("v1/messages", { query: { limit, before }, ...options }),
+  async messages({ limit, before, ...options } = {}) {
+    const page = await call("v1/messages", { query: { limit, before }, ...options });
+    // A list does not tell the timezone of its times, but every timeline does.
+    if (session.now && !session.now.zone && page.messages.length) await api.timeline(page.messages[0].msg_id, options);
+    return page;
+  },
 
   /** @param {string} id @param {AbortSignal} [signal] @returns {Promise<WholeMessage>} */
   message: async (id, signal) => (await call(messagePath(id), { signal })).message,
@@ -104,8 +109,11 @@ export const api = {
    *   }} [options]
    * @returns {Promise<Timeline>}
    */
-  timeline: (id, { interval, platform, ...options } = {}) =>
-    call(`${messagePath(id)}/timeline`, { query: { interval, platform }, ...options }),
+  async timeline(id, { interval, platform, ...options } = {}) {
+    const timeline = await call(`${messagePath(id)}/timeline`, { query: { interval, platform }, ...options });
+    session.learn(timeline.timezone);
+    return timeline;
+  },
 
   /** @param {string} start the first day @param {number} days @param {AbortSignal} [signal] @returns {Promise<Users>} */
   users: (start, days, signal) => call("v3/users", { query: { time_unit: "DAY", start, duration: days }, signal }),
@@ -122,7 +130,7 @@ export const api = {
 };
 
 /**
- * Check credentials, and learn the timezone of their app.
+ * Check credentials, and learn the timezone of their app if it has a message.
  *
  * @param {string} key
  * @param {string} secret
@@ -130,8 +138,6 @@ export const api = {
  */
 export async function check(key, secret) {
   const credentials = { key, secret };
-  const { messages, timezone } = await api.messages({ limit: 1, credentials });
-  if (timezone || !messages.length) return { key, secret, zone: timezone ?? "UTC" };
-  // A list does not tell it, but every timeline does.
-  return { key, secret, zone: (await api.timeline(messages[0].msg_id, { credentials })).timezone };
+  const [newest] = (await api.messages({ limit: 1, credentials })).messages;
+  return { key, secret, zone: newest ? (await api.timeline(newest.msg_id, { credentials })).timezone : "" };
 }

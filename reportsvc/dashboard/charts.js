@@ -15,21 +15,26 @@ import { marked, number } from "./format.js";
  * @property {string[]} times local times of the app, as plotly and people read them
  * @property {Series[]} series
  * @property {"bars" | "steps" | "lines"} shape
+ * @property {string} [until] the end of the last interval, to which steps are drawn
  */
 
+/** The one policy of the page, for the one address that becomes a script while it runs. */
+const policy = /** @type {any} */ (window).trustedTypes?.createPolicy("charts",
+  { createScriptURL: (/** @type {string} */ url) => url });
 /** @type {Promise<any> | null} */
 let library = null;
 
-/** @returns {Promise<any>} plotly */
+/** @returns {Promise<any>} plotly; what failed is tried again when the next chart is drawn */
 function load() {
   library ??= new Promise((resolve, reject) => {
     const address = /** @type {HTMLMetaElement} */ (document.querySelector("meta[name=charts]")).content;
-    const trusted = /** @type {any} */ (window).trustedTypes?.createPolicy("charts",
-      { createScriptURL: (/** @type {string} */ url) => url });
     const script = document.createElement("script");
-    script.src = trusted?.createScriptURL(address) ?? address;
+    script.src = policy?.createScriptURL(address) ?? address;
     script.onload = () => resolve(/** @type {any} */ (window).Plotly);
-    script.onerror = () => reject(new Error("the charting library did not load"));
+    script.onerror = () => {
+      library = null;
+      reject(new Error("the charting library did not load"));
+    };
     document.head.append(script);
   });
   return library;
@@ -111,12 +116,13 @@ export class Chart {
 }
 
 /** @param {ChartData} data @param {Set<string>} hidden @param {Element} place @returns {object[]} what plotly draws */
-function traces({ times, series, shape }, hidden, place) {
+function traces({ times, series, shape, until }, hidden, place) {
   return series.filter(({ id }) => !hidden.has(id)).map(({ id, name, values }) => {
     const color = colour(id, place);
-    const common = { x: times, y: values, name, hovertemplate: "%{y:,}<extra>%{fullData.name}</extra>" };
+    const isStep = shape === "steps" && until !== undefined;
+    const common = { x: isStep ? [...times, until] : times, y: isStep ? [...values, values[values.length - 1]] : values, name, hovertemplate: "%{y:,}<extra>%{fullData.name}</extra>" };
     if (shape === "bars") return { ...common, type: "bar", marker: { color } };
-    return { ...common, type: "scatter", mode: values.length > 1 && shape === "steps" || values.length > 60 ? "lines" : "lines+markers",
+    return { ...common, type: "scatter", mode: isStep || values.length > 60 ? "lines" : "lines+markers",
       line: { color, width: 2, shape: shape === "steps" ? "hv" : "linear" }, marker: { color, size: 5 },
       connectgaps: false };
   });
@@ -126,6 +132,7 @@ function traces({ times, series, shape }, hidden, place) {
 function layout({ axis, times }, place) {
   const [text, faint, surface] = ["text-soft", "line", "surface"].map((name) => colour(name, place));
   const width = place.clientWidth;
+  const intervals = 2 + (Date.parse(times[times.length - 1]) - Date.parse(times[0])) / (axis === "Day" ? 86_400_000 : 3_600_000);
   return {
     width, height: width < 480 ? 240 : 320, autosize: false, margin: { l: 52, r: 8, t: 8, b: 40 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -133,7 +140,8 @@ function layout({ axis, times }, place) {
     showlegend: false, hovermode: "x unified", dragmode: false, barmode: "group", bargap: 0.25,
     hoverlabel: { bgcolor: surface, bordercolor: faint, font: { color: colour("text", place) } },
     xaxis: { type: "date", fixedrange: true, gridcolor: "rgba(0,0,0,0)", linecolor: faint, tickcolor: faint,
-      ticks: "outside", nticks: Math.max(3, Math.floor(width / 90)), hoverformat: axis === "Day" ? "%Y-%m-%d" : "%Y-%m-%d %H:%M",
+      ticks: "outside", nticks: Math.min(Math.max(3, Math.floor(width / 90)), intervals),
+      spikecolor: text, spikethickness: 1, spikedash: "dot", hoverformat: axis === "Day" ? "%Y-%m-%d" : "%Y-%m-%d %H:%M",
       ...(axis === "Day" && times.length <= width / 80 ? { tickvals: times, tickformat: "%b %-d" } : {}) },
     yaxis: { fixedrange: true, rangemode: "tozero", gridcolor: faint, zerolinecolor: faint, tickformat: width < 480 ? "~s" : ",",
       nticks: 6 },

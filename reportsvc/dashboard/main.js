@@ -39,6 +39,7 @@ function open(route) {
 
 function show() {
   const route = here();
+  header.show(session.now ? route.view : "");
   const name = session.now ? `${route.view}/${route.id}` : "sign in";
   if (name === shown && view) {
     view.show?.(route);
@@ -49,7 +50,6 @@ function show() {
   view?.stop();
   view = open(route);
   document.title = `${view.title} · reportsvc`;
-  header.show(session.now ? route.view : "");
   main.replaceChildren(view.element);
   if (isFirst) return;
   scrollTo(0, 0);

@@ -1,7 +1,7 @@
 // Who is signed in. The credentials live in this tab's session storage and in the Authorization header, nowhere else:
 // no cookie, no address, no other tab.
 
-/** @typedef {{key: string, secret: string, zone: string}} Session */
+/** @typedef {{key: string, secret: string, zone: string}} Session the timezone is empty while it is not known */
 
 const STORED = "reportsvc.session";
 
@@ -19,13 +19,18 @@ export const session = new (class extends EventTarget {
 
   /** @returns {string} the timezone of the app */
   get zone() {
-    return this.#now?.zone ?? "UTC";
+    return this.#now?.zone || "UTC";
   }
 
   /** @param {Session} next */
   signIn(next) {
     this.reason = "";
     this.#set(next);
+  }
+
+  /** @param {string} zone the timezone of the app, which some answers tell */
+  learn(zone) {
+    if (this.#now && this.#now.zone !== zone) this.#set({ ...this.#now, zone });
   }
 
   /** @param {string} [reason] */

@@ -28,9 +28,9 @@ system.addEventListener("change", () => dispatchEvent(new Event("themechange")))
 
 /** @returns {HTMLElement} the control that switches it */
 export function themeSwitch() {
-  const select = /** @type {HTMLSelectElement} */ (h("select", { "aria-label": "Theme", title: "Theme", class: "quiet" },
+  const select = /** @type {HTMLSelectElement} */ (h("select", { class: "quiet" },
     Object.entries(THEMES).map(([value, name]) => h("option", { value }, name))));
   select.value = chosen();
   select.addEventListener("change", () => choose(select.value));
-  return select;
+  return h("label", { class: "theme" }, h("span", {}, "Theme"), select);
 }

@@ -215,7 +215,8 @@ class Journal:
             replies = await asyncio.gather(*map(self._size, range(self._partitions)), return_exceptions=True)
             for partition, size in enumerate(replies):
                 node = self._node(partition)
-                sizes[node] = sizes.get(node, 0) + (size if isinstance(size, int) else 0)
+                known = size if isinstance(size, int) else self._max_bytes + 1 if node in self._full else 0
+                sizes[node] = sizes.get(node, 0) + known
             self._full = {node for node, size in sizes.items() if size > self._max_bytes}
             await self._look_at_lag()
             await asyncio.sleep(_MEASURE_SECONDS)

@@ -83,6 +83,12 @@ def _with_platforms() -> str:
 _WITH_PLATFORMS: Final = _with_platforms()
 #: The sliding month, as :func:`reportsvc.model.dies_at` has it.
 _ALIVE: Final = "addMonths(max(last), 1) > toDateTime({now:UInt32}, 'UTC')"
+#: The time of a row of ``messages``: when the push was made, or else the hour of its first event.
+_ROW_TIME: Final = "toUnixTimestamp(if(toUnixTimestamp(created_at) > 0, created_at, first_hour))"
+#: So many rows for each message that is wanted are looked at first, then so many, then all. Most messages have one row;
+#: an active one has a few more, one for each part of the table that was not merged yet.
+_FIRST_ROWS: Final = 8
+_MORE_ROWS: Final = 512
 #: The title of a message is looked for in payloads up to this size; one that is larger is not read for a list.
 _TITLED_BYTES: Final = 32 * 1024
 
@@ -197,15 +203,38 @@ class Queries:
     async def newest_messages(self, app_id: int, before: tuple[int, str] | None, limit: int, now: int,
                               label: str) -> list[tuple[int, str]]:
         """The newest messages of which anything is kept, each with its time: when its push was made, or else the hour
-        of its first event. Those after *before*, a time and an id, in that order."""
+        of its first event. Those after *before*, a time and an id, in that order.
+
+        Looks at the newest rows alone, and at more of them only if they are of too few messages: the time of every row
+        is read, and nothing else of most.
+        """
         time, msg_id = before or (NEVER + 1, "")
+        for rows in (_FIRST_ROWS * limit, _MORE_ROWS * limit):
+            look = await self._clickhouse.query(
+                f"SELECT min(row_time), count() FROM (SELECT {_ROW_TIME} AS row_time FROM messages "
+                "WHERE app = {app:UInt32} AND row_time <= {time:UInt64} ORDER BY row_time DESC LIMIT {rows:UInt64})",
+                {"app": app_id, "time": time, "rows": rows}, label=label)
+            if look[0][1] < rows:
+                break
+            found = await self._newest_since(app_id, look[0][0], (time, msg_id), limit, now, label)
+            if len(found) == limit:
+                return found
+        return await self._newest_since(app_id, 0, (time, msg_id), limit, now, label)
+
+    async def _newest_since(self, app_id: int, since: int, before: tuple[int, str], limit: int, now: int,
+                            label: str) -> list[tuple[int, str]]:
+        """The same, of messages whose time is *since* or later. The row that gave a message its time is among those of
+        that time, but a row may also be of a message that is older."""
+        recent = (f"AND msg_id IN (SELECT msg_id FROM messages WHERE app = {{app:UInt32}} AND {_ROW_TIME} "
+                  "BETWEEN {since:UInt64} AND {time:UInt64}) " if since else "")
         rows = await self._clickhouse.query(
             "SELECT toUnixTimestamp(if(toUnixTimestamp(max(created_at)) > 0, max(created_at), min(first_hour))) AS at, "
-            "msg_id FROM messages WHERE app = {app:UInt32} GROUP BY msg_id "
-            f"HAVING (at, msg_id) < ({{time:UInt64}}, {{msg_id:String}}) AND ({_ALIVE} "
+            f"msg_id FROM messages WHERE app = {{app:UInt32}} {recent}GROUP BY msg_id "
+            f"HAVING at >= {{since:UInt64}} AND (at, msg_id) < ({{time:UInt64}}, {{msg_id:String}}) AND ({_ALIVE} "
             "OR max(expires_at) > toDateTime({now:UInt32}, 'UTC')) "
             "ORDER BY at DESC, msg_id DESC LIMIT {limit:UInt32}",
-            {"app": app_id, "time": time, "msg_id": msg_id, "limit": limit, "now": now}, label=label)
+            {"app": app_id, "since": since, "time": before[0], "msg_id": before[1], "limit": limit, "now": now},
+            label=label)
         return [(row[0], row[1]) for row in rows]
 
     async def reach(self, app_id: int, msg_ids: Sequence[str], now: int, label: str) -> dict[str, Reach]:

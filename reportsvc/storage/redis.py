@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (AskError, ClusterDownError, NoPermissionError, NoScriptError, OutOfMemoryError,
                               ReadOnlyError, RedisClusterException, RedisError)
 from redis.exceptions import ResponseError as ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.exceptions import TryAgainError
 
 from reportsvc.errors import StoreUnavailable
@@ -224,7 +225,7 @@ class Redis:
         retry = Retry(NoBackoff(), 0)
         return RedisClient.from_pool(BlockingConnectionPool.from_url(
             self.url, max_connections=MAX_CONNECTIONS, timeout=COMMAND_TIMEOUT_SECONDS, socket_timeout=None,
-            socket_connect_timeout=COMMAND_TIMEOUT_SECONDS, retry=retry))
+            socket_connect_timeout=COMMAND_TIMEOUT_SECONDS, redis_connect_func=_greet, retry=retry))
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -287,7 +288,8 @@ class Redis:
         longer than Redis does.
         """
         pool = self._client.connection_pool
-        connection = await pool.get_connection()
+        async with asyncio.timeout(self._timeout):  # a server that hangs takes connections, and says nothing on them
+            connection = await pool.get_connection()
         try:
             async with asyncio.timeout(self._timeout):
                 await connection.send_packed_command([hiredis.pack_command(tuple(command)) for command in commands])
@@ -311,6 +313,11 @@ class Redis:
             return default
         pairs = [list(reply.values()) if isinstance(reply, dict) else list(reply)[1:] for reply in replies]
         return min((int(values[0]) for values in pairs if values), default=default)
+
+    async def about(self) -> list[dict[str, Any]]:
+        """What every server tells of itself, by the names of ``INFO``."""
+        replies = await self._on_each("INFO")
+        return [dict(reply) if isinstance(reply, dict) else self._parsed("INFO", reply) for reply in replies]
 
     async def _on_each(self, *command: Any) -> list[Any]:
         """The replies of every server."""
@@ -358,6 +365,15 @@ class Redis:
             except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
                 raise _translate(error) from error
         return await _finish(collect())
+
+
+async def _greet(connection: Any) -> None:
+    """What the driver says first on a new connection, which it would give any time where commands have no deadline."""
+    try:
+        async with asyncio.timeout(COMMAND_TIMEOUT_SECONDS):
+            await connection.on_connect()
+    except TimeoutError as error:
+        raise RedisTimeoutError("no answer on a new connection") from error  # on which the driver drops it
 
 
 async def _reply(connection: Any) -> Any:

@@ -18,6 +18,7 @@ from redis.asyncio import RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.cluster import PRIMARY
 from redis.exceptions import AskError, ClusterDownError
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import MovedError
@@ -57,10 +58,13 @@ class Cluster:
         self._is_stale = False
         self._failed: str | None = None
         self._looked_at = 0.0
+        self._newcomers: dict[tuple[str, int], ClusterNode] = {}
 
     async def close(self) -> None:
         """Give the connections back."""
         await self._client.aclose()
+        for node in self._newcomers.values():
+            await node.disconnect()
 
     async def run(self, commands: Sequence[Command], needs_wait: Callable[[Command], bool],
                   wait: Command | None) -> tuple[list[Any], list[int]]:
@@ -174,11 +178,12 @@ class Cluster:
         return node
 
     def _node_at(self, redirection: AskError) -> ClusterNode:
-        node: ClusterNode | None = self._client.get_node(host=redirection.host, port=redirection.port)
+        host, port = redirection.host, redirection.port
+        node: ClusterNode | None = self._client.get_node(host=host, port=port) or self._newcomers.get((host, port))
         if node is None:
-            # A new node, which has no slot of its own yet.
-            self._is_stale = True
-            raise ConnectionLost(f"{redirection.host}:{redirection.port} is not known yet")
+            # It has no slot of its own yet, so the driver has not heard of it.
+            kwargs = self._client.nodes_manager.connection_kwargs
+            node = self._newcomers[host, port] = ClusterNode(host, port, PRIMARY, **kwargs)
         return node
 
     def masters(self) -> list[ClusterNode]:

@@ -406,7 +406,7 @@ async def test_framework_errors_have_the_native_shape(running_service: Running, 
     """404, 405 with ``Allow`` and 401 answer ``error.code`` and ``error.message``, at paths of no dialect too."""
 
     missing = [await running_service.call("GET", path, account)
-               for path in ("/", "/v1", "/v2/received", "/favicon.ico")]
+               for path in ("/nothing", "/v1", "/v2/received", "/favicon.ico")]
     wrong = [await running_service.call("PUT", path, account) for path in ("/v1/events", "/v1/devices/a", "/healthz")]
     nobody = [await running_service.call(method, path) for method, path in (
         ("POST", "/v1/events"), ("POST", "/v1/pushes"), ("POST", "/v1/pushes/m/targets"), ("POST", "/v1/devices"),

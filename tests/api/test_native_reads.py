@@ -17,6 +17,7 @@ import pytest
 
 from reportsvc.config import Config
 from reportsvc.reports.titles import title_of
+from reportsvc.storage import queries
 from reportsvc.storage.embedded import EmbeddedRedis
 from reportsvc.storage.queries import Queries
 from tests.api.helpers import at_noon, native_error, reached
@@ -106,15 +107,23 @@ async def test_rate_is_of_the_devices_that_were_meant(running_service: Running, 
     assert (message["totals"], message["rates"]) == (NO_TOTALS | stages, NO_RATES | {"received": rate})
 
 
-async def test_pages_have_every_message_once(running_service: Running, account: Account, clock: Clock) -> None:
-    """Walking from page to page meets each message once, also those of one second, while newer ones come in."""
+@pytest.mark.parametrize("rows", [(8, 512), (1, 2), (1, 3)])
+async def test_pages_have_every_message_once(running_service: Running, account: Account, clock: Clock,
+                                             monkeypatch: pytest.MonkeyPatch, rows: tuple[int, int]) -> None:
+    """Walking from page to page meets each message once, also those of one second, while newer ones come in; wherever
+    the rows stop that are looked at first."""
 
+    monkeypatch.setattr(queries, "_FIRST_ROWS", rows[0])
+    monkeypatch.setattr(queries, "_MORE_ROWS", rows[1])
     noon = int(at_noon(clock).timestamp())
     made = {f"m{number}": noon - (number // 7) * HOUR for number in range(24)}
     for msg_id, created_at in made.items():
         await running_service.call("POST", "/v1/pushes", account, json={
             "msg_id": msg_id, "audience": {"device_ids": ["d"]}, "created_at": created_at})
     await running_service.applied()
+    # More rows of old messages, newer than those that give them their places.
+    await running_service.send(account, *({"msg_id": f"m{number}", "stage": "sent", "device_id": "d"}
+                                          for number in range(12, 24)))
     expected = sorted(made, key=lambda msg_id: (made[msg_id], msg_id), reverse=True)
     assert await listed(running_service, account) == expected
 

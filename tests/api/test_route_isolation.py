@@ -29,7 +29,7 @@ from tests.support.service import Account, Answer, Running, eventually
 WITHOUT_DATA: Final = {
     beams.preflight, beams_reporting.missing_instance, beams_device.missing_instance, beams_device.missing_device,
     beams_device.missing_interest, dashboard.page, dashboard.file, operations.healthz, operations.readyz,
-    handlers.openapi_json, handlers.docs,
+    operations.metrics, handlers.openapi_json, handlers.docs,
 }
 
 
@@ -44,7 +44,8 @@ class Ids:
     def path(self, template: str) -> str:
         """*template* with everything filled in."""
         values = {"instance_id": self.stranger.app.beams_instance_id, "device_id": self.device, "platform": "fcm",
-                  "interest": "news", "user_id": "alice", "push_id": "m", "msg_id": "m", "rest": "", "version": "1", "name": "main.js"}
+                  "interest": "news", "user_id": "alice", "push_id": "m", "msg_id": "m", "rest": "",
+                  "version": "1", "name": "main.js"}
         path = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], without_patterns(template))
         path = path.replace("/v1/devices/" + self.device, "/v1/devices/d1")
         return path + (f"?api_key={self.stranger.pushy_api_key}" if path.startswith("/pushes") else

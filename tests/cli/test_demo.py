@@ -67,9 +67,10 @@ def test_figures_are_believable() -> None:
     assert ages[0] > ages[1] + ages[2] > ages[8] + ages[9]
 
 
-async def ask(url: str, key: str, secret: str, path: str) -> Any:
+async def ask(url: str, access: Mapping[str, str], path: str) -> Any:
     """The body of a successful answer."""
-    async with ClientSession(headers={"Authorization": encode_basic_auth(key, secret)}) as session:
+    authorization = encode_basic_auth(access["app_key"], access["master_secret"])
+    async with ClientSession(headers={"Authorization": authorization}) as session:
         async with session.get(url + path) as response:
             assert response.status == 200
             return orjson.loads(await response.read())
@@ -98,7 +99,7 @@ async def test_demo_serves_and_fills_what_runs(short_dir: Path) -> None:
         access = signed_in(printed)
         assert re.search(r"^The app 'demo' has 80 devices, \d pushes, [\d,]+ events\.$", printed, re.MULTILINE)
 
-        messages = (await ask(url, *access.values(), "/v1/messages"))["messages"]
+        messages = (await ask(url, access, "/v1/messages"))["messages"]
         assert len(messages) == int(re.findall(r"(\d) pushes", printed)[0]) >= 4
         assert all(message["title"] and message["totals"]["target"] for message in messages)
         assert sum(message["totals"]["received"] or 0 for message in messages) > 0
@@ -106,7 +107,7 @@ async def test_demo_serves_and_fills_what_runs(short_dir: Path) -> None:
         again = await reportsvc("demo", *SMALL, "--seed", "2", port=url.rpartition(":")[2], **settings)
         assert (again.status, "The app 'demo-2' has 80 devices" in again.output) == (0, True), again
         assert signed_in(again.output)["app_key"] != access["app_key"]
-        assert (await ask(url, *signed_in(again.output).values(), "/v1/messages"))["messages"]
+        assert (await ask(url, signed_in(again.output), "/v1/messages"))["messages"]
 
         taken = await reportsvc("demo", *SMALL, "--app", "demo", port=url.rpartition(":")[2], **settings)
         assert (taken.status, taken.errors) == (

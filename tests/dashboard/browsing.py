@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
 from tests.support.service import Account, Running
 
@@ -20,6 +20,7 @@ _OPTIONS: Final = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-qui
                    "--disable-background-networking", "--disable-component-update", "--disable-sync")
 #: Milliseconds; on a busy machine the charting library alone takes seconds.
 PATIENCE: Final = 20_000
+expect.set_options(timeout=PATIENCE)
 DESK: Final = {"width": 1280, "height": 860}
 PHONE: Final = {"width": 360, "height": 740}
 #: What Chromium logs of its own accord: an answer that is an error, and styles for maps, which plotly brings along and

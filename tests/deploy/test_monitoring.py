@@ -1,4 +1,4 @@
-"""``deploy/prometheus`` and ``deploy/grafana``: they can be read, and ask for nothing that the service does not tell."""
+"""``deploy/prometheus`` and ``deploy/grafana`` can be read, and ask for nothing that the service does not tell."""
 
 from __future__ import annotations
 
@@ -172,8 +172,9 @@ def test_dashboard_is_whole(name: str) -> None:
 
 def statements() -> dict[str, str]:
     """The SQL of the dashboard of deliveries, by panel or variable."""
+    variables = [variable for variable in DELIVERY["templating"]["list"] if variable["type"] == "query"]
     return {panel["title"]: target["rawSql"] for panel in panels(DELIVERY) for target in panel["targets"]} | {
-        variable["name"]: variable["query"] for variable in DELIVERY["templating"]["list"] if variable["type"] == "query"}
+        variable["name"]: variable["query"] for variable in variables}
 
 
 async def ask(service: Running, name: str, app_id: int, message: str = "m") -> list[tuple[Any, ...]]:

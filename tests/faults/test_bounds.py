@@ -217,3 +217,27 @@ async def test_ids_are_bounded_by_bytes(running_service: Running, account: Accou
             document = native_error(document["error"]["code"], document["error"]["message"])
         assert (path[:40], answer.status, document) == (path[:40], status, body)
     assert longest.json == {"accepted": 1, "rejected": 0, "errors": []}
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])  # zstd sees it at the end of a block
+async def test_body_that_goes_wrong_half_way_is_refused_at_once(running_service: Running, account: Account,
+                                                                encoding: str) -> None:
+    """What cannot be unpacked is told when that is seen, also in a later packet, and not when a deadline has passed."""
+
+    body = BOMBS[encoding](orjson.dumps([{"n": number} for number in range(3000)]))
+    address = running_service.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(address[0], int(address[1]))
+    head = (f"POST /v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: {account.auth}\r\nContent-Type: text/json\r\n"
+            f"Content-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n")
+    writer.write(head.encode() + body[:200])
+    await writer.drain()
+    await asyncio.sleep(0.2)
+    writer.write(b"\xff" * 50)  # and more of it is still to come
+    async with asyncio.timeout(common.BODY_SECONDS / 2):
+        answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert orjson.loads(answer.rpartition(b"\r\n\r\n")[2]) == native_error(
+        "invalid_request", "the body cannot be read; check Content-Encoding and Content-Length")

@@ -65,18 +65,21 @@ class Rig:
 @asynccontextmanager
 async def rigged(config: Config, clock: Clock, database: str, cluster: RedisCluster,
                  **settings: Any) -> AsyncIterator[Rig]:
-    settings = {"redis_url": cluster.url, "partitions": PARTITIONS} | settings
+    config = replace(config, redis_url=cluster.url, partitions=PARTITIONS)
     async with running(replace(config, **settings), clock, database) as service:
         yield Rig(service, cluster, await service.make_account())
 
 
 async def test_slots_that_move_refuse_nobody(config: Config, clock: Clock, database: str, short_dir: Path) -> None:
-    """The slots of the journal, the apps, the devices and others go to other nodes under load: nobody is told 503."""
-    async with (redis_cluster(short_dir) as cluster,
+    """The slots of the journal, the apps, the devices and others go to other nodes under load, also to one that is new:
+    nobody is told 503."""
+    async with (redis_cluster(short_dir, spares=1) as cluster,
                 rigged(config, clock, database, cluster) as rig):
         oracle = Oracle()
 
         async def move() -> None:
+            new = [journal_key(1), devices_key(rig.account.app.id, 5)]
+            await cluster.move([slot_of(key) for key in new], cluster.spares[0])
             keys = [apps_key(), *(journal_key(partition) for partition in range(PARTITIONS)),
                     *(devices_key(rig.account.app.id, bucket) for bucket in range(64))]
             for number, key in enumerate(keys):

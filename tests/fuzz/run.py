@@ -87,7 +87,8 @@ async def fuzz(service: Running, account: Account, directory: Path, *options: st
     path = directory / f"schemathesis-{'known' if known else 'any'}.toml"
     path.write_text(toml(settings(service, account, device, known=known)), "utf-8")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "schemathesis.cli", "--config-file", str(path), "run", *options, service.url + "/openapi.json", cwd=directory,
+        sys.executable, "-m", "schemathesis.cli", "--config-file", str(path), "run", *options,
+        service.url + "/openapi.json", cwd=directory,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
     try:
         output, _ = await process.communicate()

@@ -22,7 +22,8 @@ async def test_answers_are_as_described(config: Config, clock: Clock, database: 
         outcome = await fuzz(service, account, tmp_path, "--phases", "examples,coverage,fuzzing", "--max-examples", "3",
                              "--seed", "1", known=True)
 
-    operations = sum(len(methods) for methods in document()["paths"].values())
+    # It does not call the path that it had the document from.
+    operations = sum(len(methods) for methods in document()["paths"].values()) - 1
     assert outcome.code == 0, outcome.output
     assert f"Tested: {operations}" in outcome.output, outcome.output
 

@@ -113,7 +113,7 @@ def test_page_can_be_read_by_everyone() -> None:
     assert READ.headings[0] == 1 and READ.headings.count(1) == 1
     assert all(after - before <= 1 for before, after in zip(READ.headings, READ.headings[1:], strict=False))
     assert len(by_name["caption"]) == len(by_name["table"]) == len(
-        [one for one in by_name["div"] if one.get("role") == "region" and one["aria-label"] and one["tabindex"] == "0"])
+        [one for one in by_name["div"] if one.get("role") == "group" and one["aria-label"] and one["tabindex"] == "0"])
     assert all(one.get("scope") in ("col", "row") for one in by_name["th"])
     assert all(one.get("tabindex") == "0" for one in by_name["pre"])
     assert {"main", "nav", "header"} <= set(by_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -350,3 +351,56 @@ async def test_stop_does_not_wait_for_a_store(bench: Bench, account: Account) ->
     async with bench.aggregating("only"):
         await eventually(bench.is_balanced)
     await oracle.check(call)
+
+
+async def test_stop_ends_though_events_go_on_coming(bench: Bench, account: Account,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop applies what was there when it was asked for, and leaves what comes after it to others."""
+    call = partial(bench.running.call, account=account)
+    sent = itertools.count()
+
+    async def send_one() -> None:
+        await send_all(call, [[{"msg_id": "m", "stage": "received", "device_id": f"d{next(sent)}"}]])
+
+    async with bench.aggregating("first") as aggregator:
+        apply = aggregator._applier.apply
+
+        async def apply_and_send(records: Sequence[dict[str, Any]]) -> None:
+            await apply(records)
+            await send_one()  # so there always is something to read next
+        monkeypatch.setattr(aggregator._applier, "apply", apply_and_send)
+        await send_one()
+        async with asyncio.timeout(20):
+            await aggregator.stop(timeout=60)
+    assert not await bench.is_balanced()
+
+    async with bench.aggregating("second"):
+        await eventually(bench.is_balanced)
+
+
+async def consumers(bench: Bench) -> set[str]:
+    """The names that Redis has."""
+    found = await bench.running.service.redis.call("XINFO", "CONSUMERS", journal_key(0), GROUP)
+    return {one[b"name"].decode() for one in found}
+
+
+async def test_consumers_that_are_gone_are_forgotten(bench: Bench, account: Account,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process brings a new name; those without anything unfinished go, and no unfinished entry goes with them."""
+    monkeypatch.setattr(aggregator_module, "_FORGET_MILLISECONDS", 0)
+    monkeypatch.setattr(aggregator_module, "_TAKEOVER_MILLISECONDS", 3_600_000)
+    redis, call = bench.running.service.redis, partial(bench.running.call, account=account)
+    await send_all(call, [[{"msg_id": "m", "stage": "received", "device_id": "d"}]])
+    await redis.call("XREADGROUP", "GROUP", GROUP, "killed", "COUNT", 10, "STREAMS", journal_key(0), ">")
+    await redis.call("XGROUP", "CREATECONSUMER", journal_key(0), GROUP, "idle")
+    assert await consumers(bench) >= {"killed", "idle"}
+
+    async with bench.aggregating("new"):
+        async def has_begun() -> bool:
+            return "new" in await consumers(bench) and "idle" not in await consumers(bench)
+        await eventually(has_begun)
+        assert await consumers(bench) == {"killed", "new"}
+        assert not await bench.is_balanced()
+        monkeypatch.setattr(aggregator_module, "_TAKEOVER_MILLISECONDS", 0)
+        await eventually(bench.is_balanced)
+    assert await consumers(bench) == {"killed"}  # it has left by itself

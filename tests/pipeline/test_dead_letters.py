@@ -84,7 +84,7 @@ async def test_records_that_cannot_be_applied_are_kept(running_service: Running,
     await redis.run([append(0, [(1, record(1, msg_ids=["good"], device_ids=[f"g{number}"], codes=[RECEIVED],
                                            times=[NOW])), (2, bad)]) for number, (bad, _) in enumerate(BAD)])
     await send_all(call, [events[100:]])
-    await running_service.applied()
+    await running_service.applied(may_die=True)
 
     found = sorted(await letters(running_service), key=lambda letter: [bad for bad, _ in BAD].index(letter[3]))
     assert [(count, reason, bad) for count, reason, _, bad in found] == [(2, "unreadable", bad) for bad, _ in BAD]
@@ -117,7 +117,7 @@ async def test_only_the_bad_of_a_large_batch_are_dead(running_service: Running, 
         account.app.id, msg_ids=["m"], device_ids=[f"d{number}"], codes=[RECEIVED], times=[NOW]))
         for number in range(300)]
     await running_service.service.redis.run([append(0, entries)])
-    await running_service.applied()
+    await running_service.applied(may_die=True)
 
     assert await counts(running_service) == {"accepted": 300, "applied": 296, "dead": 4, "dead_unreadable": 4}
     answer = await running_service.call("GET", "/v3/received?msg_ids=m", account)
@@ -131,7 +131,7 @@ async def test_events_of_a_deleted_app_are_dead(running_service: Running, accoun
     await service.apps.refresh()
     good = record(other.app.id)
     await service.redis.run([append(0, [(2, good), (2, record(account.app.id)), (2, good)])])
-    await running_service.applied()
+    await running_service.applied(may_die=True)
 
     assert await letters(running_service) == [
         (2, "app_deleted", f"UnknownApp: app {account.app.id} was deleted", record(account.app.id))]
@@ -152,7 +152,7 @@ async def test_outage_buries_nothing(running_service: Running, account: Account)
         await redis.call("CONFIG", "SET", "maxmemory", "0")
         outages += 1
     refusals = await sending
-    await running_service.applied()
+    await running_service.applied(may_die=True)
 
     assert set(refusals) == {503}
     found = await counts(running_service)
@@ -165,7 +165,7 @@ async def test_letters_are_shown_and_sent_back(running_service: Running, account
     """The command lists each with its reason; what can be applied by then is applied when it is sent back."""
     missing = account.app.id + 1
     await running_service.service.redis.run([append(0, [(2, record(missing)), (1, b"broken")])])
-    await running_service.applied()
+    await running_service.applied(may_die=True)
     before = await DeadLetters(running_service.service.redis, 1).list()
     assert [letter.reason for letter in before] == ["app_deleted", "unreadable"]
 
@@ -179,7 +179,7 @@ async def test_letters_are_shown_and_sent_back(running_service: Running, account
     other = await running_service.make_account("the missing one")
     assert other.app.id == missing
     assert await command(running_service, "deadletters", "replay") == ["sent 3 events of 2 entries back"]
-    await running_service.applied()
+    await running_service.applied(may_die=True)
     answer = await running_service.call("GET", "/v3/received?msg_ids=m", other)
     assert answer.json[0]["android_received"] == 2
     assert [(letter.events, letter.reason, letter.record) for letter in await DeadLetters(
@@ -192,11 +192,11 @@ async def test_letters_are_shown_and_sent_back(running_service: Running, account
 async def test_one_letter_can_be_sent_back(running_service: Running, account: Account) -> None:
     """Naming an id sends that one back and leaves the others."""
     await running_service.service.redis.run([append(0, [(1, b"one"), (1, b"two"), (1, b"three")])])
-    await running_service.applied()
+    await running_service.applied(may_die=True)
     one, two, three = await DeadLetters(running_service.service.redis, 1).list()
 
     assert await command(running_service, "deadletters", "replay", two.id) == ["sent 1 events of 1 entries back"]
-    await running_service.applied()
+    await running_service.applied(may_die=True)
     left = await DeadLetters(running_service.service.redis, 1).list()
     assert [letter.record for letter in left] == [b"one", b"three", b"two"]
     assert [letter.id for letter in left[:2]] == [one.id, three.id]
@@ -220,7 +220,7 @@ async def test_ledger_command_shows_the_dead(running_service: Running, account: 
     """The sums that have to balance can be read from the command line, without the service's help."""
     await running_service.send(account, {"msg_id": "m", "stage": "received", "device_id": "d"})
     await running_service.service.redis.run([append(0, [(5, b"broken")])])
-    await running_service.applied()
+    await running_service.applied(may_die=True)
     await running_service.service.ledger.stop()
 
     line, = await command(running_service, "ledger", "--json")
@@ -237,7 +237,7 @@ async def test_burying_is_one_step(running_service: Running, account: Account, m
     await second.start()
     for number in range(50):
         await service.redis.run([append(0, [(1, b"broken %d" % number)])])
-    await running_service.applied()
+    await running_service.applied(may_die=True)
     await second.stop()
 
     assert sorted(bad for _, _, _, bad in await letters(running_service)) == sorted(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from reportsvc.registry.interests import subscribers
+from reportsvc.registry.messages import received_by, targets_of
 from reportsvc.storage.device_set import (CHUNK_SIZE, MAX_SMALL_CHUNK, REDIS_INTSET_ENTRIES, DeviceSet, Numbers,
-                                          chunks_below, small_chunk_limit)
-from reportsvc.storage.redis import Redis
+                                          chunk_of, chunks_below, small_chunk_limit)
+from reportsvc.storage.redis import Redis, spare_key
+from tests.support.redis_cluster import slot_of
 
 _NAMES = itertools.count()
 _TEN_MILLION = 10_000_000
@@ -219,3 +223,94 @@ async def test_sets_stay_small(redis: Redis, count: int, end: int, limit: float)
     members = np.random.default_rng(11).choice(end, count, replace=False).astype(np.uint32)
 
     assert await bytes_a_member(redis, members) <= limit
+
+
+# --------------------------------------------------------------------------------------------- bitmaps that travel along
+@dataclass(frozen=True)
+class Act:
+    """Add, unite or remove *count* numbers of a chunk, *stride* apart; "unite": as a rebuild does, by chunks."""
+
+    what: str
+    chunk: int
+    start: int
+    stride: int
+    count: int
+
+    @property
+    def numbers(self) -> Numbers:
+        """They."""
+        offsets = (self.start + self.stride * np.arange(self.count)) % CHUNK_SIZE
+        return numbers((offsets + self.chunk * CHUNK_SIZE).tolist())
+
+
+#: Both sides of where a bitmap travels along, of what an intset may hold, and of where chunks look like bitmaps.
+_BORDERS = (1, 63, 64, 65, 511, 512, 513, 514, 1100, 4094, 4095, 4096, 4097, 65_536)
+ACTS = st.lists(st.builds(
+    Act, st.sampled_from(("add", "add", "unite", "remove")), st.sampled_from((0, 152)),
+    st.sampled_from((0, 1, 32_768, 65_535)), st.sampled_from((1, 3, 7, 15)), st.sampled_from(_BORDERS)),
+    min_size=1, max_size=7)
+
+
+async def check_acts(redis_url: str, acts: list[Act]) -> None:
+    """Do everything with a device set and with a set of Python's; after each act every question has the same answer."""
+    redis, devices, expected = Redis(redis_url), new_set(), set[int]()
+    try:
+        limit = await small_chunk_limit(redis)
+        for act in acts:
+            named = act.numbers
+            if act.what == "remove":
+                commands = devices.remove(named)
+                expected -= set(named.tolist())
+            else:
+                offsets = (named & (CHUNK_SIZE - 1)).astype("<u2").tobytes()
+                commands = (devices.add(named, limit) if act.what == "add"
+                            else devices.union({act.chunk: chunk_of(offsets)}, limit))
+                expected |= set(named.tolist())
+            await redis.run(commands)
+            members = sorted(number for number in expected if number >> 16 == act.chunk)
+            assert (await devices.read_chunk(redis, act.chunk)).tolist() == members
+            for asked in (named, named[:64], named[-65:], named + np.uint32(1) & np.uint32(2 ** 32 - 1)):
+                assert (await devices.contains(redis, asked)).tolist() == [one in expected for one in asked.tolist()]
+            assert await devices.size(redis, _TEN_MILLION) == len(expected)
+            keys = {devices.chunk_key(chunk) for chunk in chunks_below(_TEN_MILLION)}
+            left = {key.decode() for key in await redis.scan(f"*{{{devices._start.partition('{')[2]}*")}
+            assert left == {devices.chunk_key(number >> 16) for number in expected} <= keys
+    finally:
+        await redis.run(devices.delete(_TEN_MILLION))
+        await redis.close()
+
+
+@asynccontextmanager
+async def intset_entries(redis_url: str, entries: int) -> AsyncIterator[None]:
+    """The server allows so many in an intset."""
+    redis = Redis(redis_url)
+    before = await redis.setting("set-max-intset-entries", 0)
+    await redis._on_each("CONFIG", "SET", "set-max-intset-entries", entries)
+    try:
+        assert await small_chunk_limit(redis) == min(entries, MAX_SMALL_CHUNK)
+        yield
+    finally:
+        await redis._on_each("CONFIG", "SET", "set-max-intset-entries", before)
+        await redis.close()
+
+
+@pytest.mark.parametrize("entries", [REDIS_INTSET_ENTRIES, 4096])
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@example(acts=[Act("add", 0, 0, 1, 512), Act("add", 0, 600, 1, 513), Act("remove", 0, 0, 1, 65_536)])
+@example(acts=[Act("unite", 0, 0, 7, 4095), Act("unite", 0, 1, 7, 4096)])
+@given(acts=ACTS)
+async def test_bitmaps_that_travel_along_change_nothing(redis_url: str, entries: int, acts: list[Act]) -> None:
+    """Whatever is added, united and removed, in numbers around every limit, a device set is the set it should be, and
+    no other key is left behind; with the server's own limit of an intset and with that of the embedded one."""
+    async with intset_entries(redis_url, entries):
+        await check_acts(redis_url, acts)
+
+
+@pytest.mark.parametrize("key", [
+    targets_of(1, "m").chunk_key(0), received_by(12, "m").chunk_key(3), subscribers(1, "cats").chunk_key(152),
+    received_by(1, "a}b{c").chunk_key(1), targets_of(1, "{}").chunk_key(1)])
+def test_spare_keys_are_where_their_sets_are(key: str) -> None:
+    """The key beside a chunk is in the slot of the chunk, whatever characters the message's id has, and is no key of
+    anything else."""
+    assert slot_of(spare_key(key)) == slot_of(key)
+    assert spare_key(key) != key

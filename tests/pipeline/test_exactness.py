@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import pytest_asyncio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reportsvc.config import Config
@@ -128,13 +128,14 @@ class Model:
             self.known.add(device_id)
             self.facts.add(Fact(msg_id, "target", kind, "", channel, device_id, now))
 
-    def delivered(self, msg_ids: Iterable[str], now: int) -> None:
-        """Something came in about these messages: note which pushes every device has now."""
-        for msg_id in self.pushes.keys() & set(msg_ids):
+    def note_completions(self, now: int) -> None:
+        """Something has happened: note which pushes every device has now. To lose the last device that lacks one
+        completes it too; one for nobody is never complete."""
+        for msg_id, push in self.pushes.items():
             if self.lacking(msg_id) or not self.reached(msg_id, *TARGET_STAGES):
-                self.pushes[msg_id].complete_since = None
-            elif self.pushes[msg_id].complete_since is None:
-                self.pushes[msg_id].complete_since = now
+                push.complete_since = None
+            elif push.complete_since is None:
+                push.complete_since = now
 
     def forget(self) -> None:
         """A month without a delivery has passed."""
@@ -349,7 +350,6 @@ async def send(app: App, events: list[dict[str, Any]], form: str) -> None:
     assert sum(answer.json["accepted"] for answer in answers) == len(events)
     for event in events:
         app.model.event(event, app.now)
-    app.model.delivered({str(event.get("msg_id")) for event in events}, app.now)
 
 
 @dataclass(frozen=True)
@@ -376,7 +376,6 @@ class Report(Step):
         app.model.saw(self.device_id, moment, is_active=stage == "click")
         app.model.facts |= {Fact(str(self.msg_id), stage, "notification", "", channel, self.device_id, moment)
                             for stage in stages}
-        app.model.delivered([str(self.msg_id)], app.now)
 
 
 @dataclass(frozen=True)
@@ -422,7 +421,6 @@ class Announce(Step):
             app.model.pushes[msg_id] = Push(app.now, app.now + 30 * DAY, payload, self.kind, self.channel)
         if is_new or self.device_ids is not None:
             app.model.target(msg_id, self.kind, self.channel, device_ids, app.now)
-        app.model.delivered([msg_id], app.now)
 
 
 @dataclass(frozen=True)
@@ -454,7 +452,6 @@ class Widen(Step):
         assert answer.status == 200
         push = app.model.pushes[msg_id]
         app.model.target(msg_id, push.kind, push.channel, self.device_ids, app.now)
-        app.model.delivered([msg_id], app.now)
 
 
 @dataclass(frozen=True)
@@ -654,10 +651,16 @@ async def service(engine: Path, redis_url: str) -> AsyncIterator[Running]:
 
 
 NUMBERS: Final = itertools.count()
+#: The last device that lacks a push is deleted; and a push for nobody, as nobody is there.
+DELETED: Final = [(0, Announce(7, "notification", "", ["a-1", "a-2"])), (0, Deliver(7)),
+                  (0, Announce("m-2", "notification", "", ["a-1"])), (0, Pass(HOUR)), (0, Erase("a-1"))]
+NOBODY: Final = [(0, Announce(7, "notification", "", None))]
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @settings(deadline=None, max_examples=int(os.environ.get("EXACTNESS_EXAMPLES", "30")), print_blob=True)
+@example(place=(0, ["UTC", "UTC"]), steps=DELETED)
+@example(place=(0, ["UTC", "UTC"]), steps=NOBODY)
 @given(place=places(), steps=st.lists(st.tuples(st.integers(0, 1), STEPS), min_size=1, max_size=14))
 async def test_every_report_is_exact(service: Running, place: tuple[int, list[str]],
                                      steps: list[tuple[int, Step]]) -> None:
@@ -669,6 +672,7 @@ async def test_every_report_is_exact(service: Running, place: tuple[int, list[st
 
     for which, step in steps:
         await step.happen(apps[which])
+        apps[which].model.note_completions(apps[which].now)
     await service.applied()
 
     for app in apps:

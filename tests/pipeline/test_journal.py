@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from reportsvc.api import native
 from reportsvc.errors import StoreUnavailable
 from reportsvc.model import EventBatch, Fact
 from reportsvc.pipeline import journal as journal_module
@@ -369,3 +370,139 @@ async def test_too_many_waiting_events_are_refused(redis_url: str, monkeypatch: 
         await journal.append(receipts(1, ["again"]))
 
         assert await devices_in(redis) == ["again", "under way", *["w"] * 12, "warm-up"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- pacing
+BOUND = journal_module._LAG_EVENTS
+SHORTEST, LONGEST = journal_module._PAUSE_SECONDS
+
+
+def paced(*told: tuple[int, int]) -> list[float]:
+    """The pause after each of what a controller is told: the lag, and the events applied so far."""
+    pace, pauses = journal_module._Pace(), []
+    for lag, applied in told:
+        pace.update(lag, applied)
+        pauses.append(pace.pause)
+    return pauses
+
+
+# lag      |-- under --|-- over, and growing --------|-- over, and falling --|-- under --------
+# pause    0           shortest ... half longer ...   as it is                half, half ... 0
+def test_pause_follows_the_lag() -> None:
+    """Senders pause from the moment the lag is over its bound while events are applied; longer while it grows, as long
+    while it falls, and shorter, to nothing, when it is small again."""
+    assert paced((0, 0), (BOUND, 10)) == [0, 0]
+    assert paced((0, 0), (BOUND + 1, 10), (BOUND + 2, 20), (BOUND + 2, 30), (BOUND + 1, 40), (BOUND + 1, 50)) == [
+        0, SHORTEST, SHORTEST * 1.5, SHORTEST * 1.5 ** 2, SHORTEST * 1.5 ** 2, SHORTEST * 1.5 ** 3]
+    grown = paced((0, 0), *((BOUND + 1 + turn, turn + 1) for turn in range(100)))
+    assert (max(grown), grown[-1]) == (LONGEST, LONGEST)
+
+    pace = journal_module._Pace(LONGEST, BOUND, 100)
+    shrinking = []
+    while pace.pause:
+        pace.update(BOUND, 101 + len(shrinking))
+        shrinking.append(pace.pause)
+    assert shrinking[:3] == [LONGEST / 2, LONGEST / 4, LONGEST / 8]
+    assert 5 < len(shrinking) < 20
+
+
+def test_nobody_pauses_where_nothing_is_applied() -> None:
+    """While no aggregator gets on, however far behind it is, nobody is slowed for it, neither anew nor any longer; what
+    was applied before this process looked for the first time says nothing."""
+    assert paced(*((BOUND * turn, 0) for turn in range(1, 9))) == [0] * 8
+    assert paced((BOUND * 2, 500), (BOUND * 3, 500)) == [0, 0]
+    stuck = journal_module._Pace(LONGEST, BOUND * 2, 100)
+    stuck.update(BOUND, 100)
+    assert stuck.pause == 0
+
+
+def test_pause_ends_with_redis() -> None:
+    """While Redis is away nobody pauses, and the first look after that begins anew."""
+    pace = journal_module._Pace(LONGEST, BOUND * 2, 100)
+    pace.reset()
+    assert pace.pause == 0
+    pace.update(BOUND * 3, 200)
+    assert pace.pause == 0
+    pace.update(BOUND * 4, 300)
+    assert pace.pause == SHORTEST
+
+
+async def test_redis_away_ends_the_pause(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that cannot be looked at slows nobody."""
+    monkeypatch.setattr(journal_module, "_MEASURE_SECONDS", 0.02)
+    server = EmbeddedRedis(short_dir / "redis", "everysec")
+    await server.start()
+    redis = Redis(server.url)
+    journal = Journal(redis, 1, 1 << 30)
+    await journal.start()
+    await server.stop()
+    journal._pace.pause = LONGEST
+
+    async def is_over() -> bool:
+        return not journal._pace.pause
+
+    await eventually(is_over)
+    await journal.stop()
+    await redis.close()
+
+
+# batch    |-- pauses ------------------------------| 200
+# single   |-| 200
+async def test_batches_wait_and_single_events_do_not(running_service: Running, account: Account) -> None:
+    """While senders pause, a batch that came first is answered after events that came alone, small batches and devices'
+    reports; all of them are taken."""
+    journal, ended = running_service.service.journal, []
+    journal._tasks[1].cancel()  # nobody looks at the lag; the pause is the test's
+    journal._pace.pause = 1.0
+
+    def events(count: int, name: str) -> list[dict[str, Any]]:
+        return [{"msg_id": "m", "stage": "received", "device_id": f"{name}{number}"} for number in range(count)]
+
+    async def send(name: str, path: str, body: Any) -> None:
+        answer = await running_service.call("POST", path, account, json=body)
+        assert answer.status == 200
+        ended.append(name)
+
+    large = asyncio.create_task(send("large", "/v1/events", events(native.PACED_EVENTS, "a")))
+    await asyncio.sleep(0.05)
+    await asyncio.gather(
+        send("one", "/v1/events", events(1, "b")), send("few", "/v1/events", events(native.PACED_EVENTS - 1, "c")),
+        send("device", f"/reporting_api/v2/instances/{account.app.beams_instance_id}/events",
+             {"event": "delivery", "publishId": "m", "deviceId": "fcm-1", "timestampSecs": 1}))
+    assert sorted(ended) == ["device", "few", "one"]
+    await large
+    await running_service.applied()
+    assert (await ledger.read(running_service.service.redis, 1))["applied"] == 2 * native.PACED_EVENTS + 1
+
+
+async def test_senders_that_outrun_are_slowed_and_never_refused(running_service: Running, account: Account,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """Senders that are faster than the aggregator come to pause by themselves, are all answered 200, and pause no more
+    when everything is applied."""
+    monkeypatch.setattr(journal_module, "_LAG_EVENTS", 500)
+    monkeypatch.setattr(journal_module, "_MEASURE_SECONDS", 0.02)
+    journal, statuses, longest = running_service.service.journal, set[int](), 0.0
+
+    async def send(sender: int) -> None:
+        for number in range(100):
+            answer = await running_service.call("POST", "/v1/events", account, json=[
+                {"msg_id": f"m{number}", "stage": "received", "device_id": f"{sender}-{device}"}
+                for device in range(200)])
+            statuses.add(answer.status)
+            if longest:
+                break
+
+    senders = [asyncio.create_task(send(sender)) for sender in range(8)]
+    while not all(sender.done() for sender in senders):
+        longest = max(longest, journal._pace.pause)
+        await asyncio.sleep(0.005)
+    await asyncio.gather(*senders)
+    assert longest >= SHORTEST
+    assert statuses == {200}
+    await running_service.applied()
+    await running_service.call("POST", "/v1/events", account, json={"msg_id": "m", "stage": "sent", "device_id": "d"})
+
+    async def is_over() -> bool:
+        return not journal._pace.pause
+
+    await eventually(is_over)

@@ -39,9 +39,10 @@ def run(name: str, *command: str | Path, program: str = "", **environ: str) -> O
 
 def compose() -> Outcome:
     """The compose file, as the client of Docker reads it."""
-    if subprocess.run(["docker", "compose", "version"], capture_output=True).returncode if shutil.which("docker") else 1:
-        return "compose.yaml with docker compose", None, "docker compose is not installed here"
-    return run("compose.yaml with docker compose", "docker", "compose", "-f", DEPLOY / "compose.yaml", "config", "--quiet",
+    name = "compose.yaml with docker compose"
+    if not shutil.which("docker") or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
+        return name, None, "docker compose is not installed here"
+    return run(name, "docker", "compose", "-f", DEPLOY / "compose.yaml", "config", "--quiet",
                CLICKHOUSE_PASSWORD="check")
 
 

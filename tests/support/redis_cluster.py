@@ -118,15 +118,16 @@ class Node:
 
 @dataclass
 class RedisCluster:
-    """The nodes: *masters* as they were at first, and the replicas of each."""
+    """The nodes: *masters* as they were at first, the replicas of each, and masters that have no slot."""
 
     masters: list[Node] = field(default_factory=list)
     replicas: list[Node] = field(default_factory=list)
+    spares: list[Node] = field(default_factory=list)
 
     @property
     def nodes(self) -> list[Node]:
         """All of them."""
-        return [*self.masters, *self.replicas]
+        return [*self.masters, *self.replicas, *self.spares]
 
     @property
     def url(self) -> str:
@@ -256,11 +257,12 @@ def _is_ok(state: Any) -> bool:
 
 
 @asynccontextmanager
-async def redis_cluster(directory: Path, *, masters: int = 3, replicas: int = 0,
+async def redis_cluster(directory: Path, *, masters: int = 3, replicas: int = 0, spares: int = 0,
                         appendonly: bool = True) -> AsyncIterator[RedisCluster]:
-    """A running cluster of *masters*, each with so many *replicas*, in *directory*."""
-    nodes = [Node(directory / f"node-{number}", free_port(), appendonly) for number in range(masters * (1 + replicas))]
-    cluster = RedisCluster(nodes[:masters], nodes[masters:])
+    """A running cluster of *masters*, each with so many *replicas*, and of *spares*, in *directory*."""
+    count = masters * (1 + replicas)
+    nodes = [Node(directory / f"node-{number}", free_port(), appendonly) for number in range(count + spares)]
+    cluster = RedisCluster(nodes[:masters], nodes[masters:count], nodes[count:])
     try:
         await cluster.start()
         yield cluster

@@ -87,10 +87,11 @@ class Running:
             assert answer.json == {"accepted": len(events[start:start + 10_000]), "rejected": 0, "errors": []}
         await self.applied()
 
-    async def applied(self, seconds: float = 30.0) -> None:
-        """Wait until everything accepted is applied or dead."""
+    async def applied(self, seconds: float = 30.0, *, may_die: bool = False) -> None:
+        """Wait until everything accepted is applied; with *may_die*, or dead."""
         async def is_settled() -> bool:
             counts = await ledger.read(self.service.redis, self.service.config.partitions)
+            assert may_die or not counts["dead"], counts
             return counts["accepted"] == counts["applied"] + counts["dead"]
         await eventually(is_settled, seconds)
 

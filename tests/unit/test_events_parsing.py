@@ -213,3 +213,107 @@ def test_flat_events_are_decoded_together() -> None:
 
     assert split_lines(b'{"a":1}\r\n{"b":2}\n', loads) == Lines([{"a": 1}, {"b": 2}], [1, 2])
     assert len(calls) == 1
+
+
+# ------------------------------------------------------------------------------------------------------- columns and rows
+#: What all events of a batch may have, and values for each of them: those that columns take, and others.
+COLUMNS: Final[dict[str, tuple[st.SearchStrategy[Any], st.SearchStrategy[Any]]]] = {
+    "msg_id": (st.sampled_from(["1613113584", "m", "é" * 64]), st.sampled_from([7, 2 ** 63, 1e30, 10 ** 70, True, ""])),
+    "stage": (st.sampled_from([stage for stage in STAGES if stage not in ("online", "active")]),
+              st.sampled_from(["online", "active", "Received", None, 1])),
+    "device_id": (st.sampled_from(["fcm-1", "d", "x" * 64]), st.sampled_from([7, None, "x" * 65, "é" * 129, ["d"], {}])),
+    "platform": (st.just("android"), st.sampled_from([None, "ios", "", "unknown", []])),
+    "channel": (st.sampled_from(["xiaomi", "fcm"]), st.sampled_from([None, "apns", "", 3])),
+    "kind": (st.sampled_from(KINDS), st.sampled_from([None, "toast", {}])),
+    "ts": (st.sampled_from([NOW, NOW - MAX_AGE_SECONDS, NOW + MAX_AHEAD_SECONDS]),
+           st.sampled_from([None, NOW - MAX_AGE_SECONDS - 1, NOW + MAX_AHEAD_SECONDS + 1, NOW * 1000, NOW + 0.5, True,
+                            "1", -1])),
+    "user_id": (st.sampled_from(["alice", "bob"]), st.sampled_from([None, 7, "", "u" * 257, 1e40, False])),
+    "note": (st.sampled_from(["", None, 1, {"a": [1]}]), st.just([])),
+}
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> list[Any]:
+    """Events that all have the same fields, and of which some then differ in one or another thing."""
+    names = ["msg_id", "stage", "device_id", *draw(st.lists(
+        st.sampled_from(["platform", "channel", "kind", "ts", "user_id", "note"]), unique=True))]
+    names = draw(st.permutations(names))
+    are_int = draw(st.booleans())
+    batch: list[Any] = [{name: draw(COLUMNS[name][0]) for name in names} for _ in range(draw(st.integers(1, 6)))]
+    for item in batch:
+        item["msg_id"] = draw(st.integers(0, 2 ** 64)) if are_int else item["msg_id"]
+    for item in draw(st.lists(st.sampled_from(batch), max_size=2)):
+        name = draw(st.sampled_from(sorted(COLUMNS)))
+        change = draw(st.sampled_from(["value", "value", "absent", "more", "order", "other"]))
+        if change == "value" and name in item:
+            item[name] = draw(COLUMNS[name][1])
+        elif change == "absent":
+            item.pop(name, None)
+        elif change == "more":
+            item[draw(st.sampled_from([name, "more"]))] = draw(COLUMNS[name][0])
+        elif change == "order":
+            item[name] = item.pop(name, None)
+    if draw(st.integers(0, 9)) == 0:
+        batch.insert(draw(st.integers(0, len(batch))), draw(JUNK))
+    return batch
+
+
+def outcome(items: Sequence[Any]) -> object:
+    """All that is told of a batch."""
+    try:
+        parsed = parse_events(items, 1, NOW, range(1, len(items) + 1))
+    except FloatId:
+        return FloatId
+    return (parsed.batch, parsed.rejected, [error.document() for error in parsed.errors],
+            [error.reason for error in parsed.errors], parsed.reasons, parsed.skewed)
+
+
+@settings(deadline=None, max_examples=1500)
+@given(batches())
+def test_columns_give_the_verdict_of_rows(batch: list[Any]) -> None:
+    """A batch that is read column by column, or nearly could be, comes out as it does event by event."""
+    teach_every_word()
+    found = outcome(batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(events, "_parse_uniform", lambda *_: None)
+        expected = outcome(batch)
+
+    assert found == expected
+    if found is not FloatId:
+        ours, theirs = found[0], expected[0]  # type: ignore[index]
+        assert [*map(type, ours.times), *map(type, ours.msg_ids)] == [*map(type, theirs.times), *map(type, theirs.msg_ids)]
+
+
+def test_uniform_batches_are_read_by_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch whose events differ only in their values takes the columns; else the test above would prove nothing."""
+    teach_every_word()
+    monkeypatch.setattr(events, "parse_event", None)
+    batch: list[dict[str, Any]] = [
+        {"device_id": f"d{number}", "msg_id": number, "stage": STAGES[number % 5], "ts": NOW - number, "user_id": "u",
+         "more": [number]} for number in range(10)]
+    batch[3] = dict(reversed(batch[3].items()))
+
+    parsed = parse_events(batch, 1, NOW)
+
+    assert parsed.batch.msg_ids == [str(number) for number in range(10)]
+    assert parsed.batch.times == [NOW - number for number in range(10)]
+    assert parsed.batch.device_ids == [f"d{number}" for number in range(10)]
+    assert parsed.batch.users == dict.fromkeys(range(10), "u")
+
+
+#: Lines whose ends deceive: strings that begin in one and end in another, several values in one, odd white space.
+DECEPTIONS: Final = st.sampled_from([
+    b'{"a":1},"}', b'{",5,"}', b'{"},5,"}', b'{"},5}', b'{"a":"}', b'{"}', b'{","b":1}', b'{"a":1}],["}', b'{"a":1}\x0c',
+    b'{"a":1}\x0b', b'\x0c', b'{"a":1}\r', b'{"a":1}\t ', b'{"a":1,"a":2}', b'{"a":"\\n"}', b'{"a":"x', b'y"}', b'\r',
+    b'{"a":1}\r\r', b'{"a":\r1}', b'{"\xc3\xa9":"\xf0\x9f\x98\x80"}', b'{"a":"{"}', b'{"a":1},', b',{"a":1}', b'\xef\xbb\xbf{}'])
+
+
+@settings(deadline=None, max_examples=1500)
+@given(st.lists(DECEPTIONS | LINES, max_size=5), st.sampled_from([b"\n", b"\r\n", b"\n\n"]))
+def test_lines_that_deceive_are_read_by_the_letter(parts: list[bytes], end: bytes) -> None:
+    """Whatever stands in lines, and however they end, they are told apart as one by one."""
+    body = end.join(parts)
+
+    assert split_lines(body) == slow_lines(body)
+    assert split_lines(body + end) == slow_lines(body + end)

@@ -38,7 +38,7 @@ LAYERS: Final = {
     "app": (EVERYTHING, {"aiohttp"}),
     "server": (EVERYTHING, {"aiohttp"}),
     "workers": (EVERYTHING, {"aiohttp", "orjson"}),
-    "commands": (EVERYTHING, {"aiohttp", "orjson", "pyarrow", "rich"}),
+    "commands": (EVERYTHING, {"aiohttp", "backports", "compression", "orjson", "pyarrow", "rich"}),
     "__main__": (EVERYTHING, {"orjson"}),
 }
 

@@ -39,11 +39,10 @@ def _lines(values: list[Any]) -> str:
     return "".join(f"{orjson.dumps(value).decode()}\n" for value in values)
 
 
-def _bulk(item: str, limit: int, good: list[Any], more: tuple[Example, ...] = ()) -> list[Content]:
+def _bulk(item: str, limit: int, good: list[Any], least: int = 0) -> list[Content]:
     """One item or an array of them, or lines."""
-    least = {"minItems": 1} if item == "Target" else {}
-    return [Content({"anyOf": [ref(item), array(ref(item), maxItems=limit, **least)]},
-                    [Example("one", good[0]), Example("several", good), *more]),
+    return [Content({"anyOf": [ref(item), array(ref(item), minItems=least, maxItems=limit)]},
+                    [Example("one", good[0]), Example("several", good)]),
             Content(string("One JSON value a line; empty lines do not matter."), [Example("lines", _lines(good))],
                     _LINES_MEDIA)]
 
@@ -113,7 +112,7 @@ PUSHES: Final = Operation(
 TARGETS: Final = Operation(
     id="postTargets", summary="More devices that a push is meant for",
     description=f"For audiences of more than {native.MAX_AUDIENCE_DEVICES} devices. JSON or lines.",
-    body=_bulk("Target", native.MAX_AUDIENCE_DEVICES, ["1507bfd3a7c568d4761", {"device_id": "02078f0f1b8"}]),
+    body=_bulk("Target", native.MAX_AUDIENCE_DEVICES, ["1507bfd3a7c568d4761", {"device_id": "02078f0f1b8"}], 1),
     answers={200: Answer("How many targets it has now.", Content(ref("PushTargets"), [
         Example("with two more", {"msg_id": "1613113584", "targets": 1236})]))},
     errors=(_NO_JSON, said(native.parse_targets, Lines()), said(native.parse_targets, Lines([True])),

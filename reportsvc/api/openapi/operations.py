@@ -25,14 +25,15 @@ READYZ: Final = Operation(
         503: Answer("At least one does not.", Content(ref("Readiness"), [Example("a store is away", {
             "status": "unavailable", "stores": {
                 "redis": "ok", "clickhouse": f"no answer within {operations.CHECK_SECONDS:.0f} s"}})]))})
-_FIGURES: Final = ("# HELP reportsvc_http_requests_total Requests answered.\n# TYPE reportsvc_http_requests_total counter\n"
-                   'reportsvc_http_requests_total{method="GET",route="/healthz",status="200"} 3.0\n')
+_FIGURES: Final = "".join(f"{line}\n" for line in (
+    "# HELP reportsvc_http_requests_total Requests answered.", "# TYPE reportsvc_http_requests_total counter",
+    'reportsvc_http_requests_total{method="GET",route="/healthz",status="200"} 3.0'))
 METRICS: Final = Operation(
     id="metrics", summary="Everything there is to count, as Prometheus reads it",
     description="A Bearer token is needed if `REPORTSVC_METRICS_TOKEN` is set.",
     security=[{}, {"metricsToken": []}],
     answers={200: Answer("The figures of this process, or of all workers behind this port, and of the stores.",
-                         Content(string(), [Example("two lines of it", _FIGURES)],
+                         Content(string(), [Example("three lines of it", _FIGURES)],
                                  ("text/plain", "application/openmetrics-text")))},
     errors=(Unauthorized("a Bearer token is needed here, and this is none or another one"),))
 DOCUMENT: Final = Operation(

@@ -50,8 +50,9 @@ article{border:1px solid var(--line);border-radius:8px;padding:.9rem 1rem;margin
 table{border-collapse:collapse;width:100%;font-size:.9rem}
 caption{text-align:left;color:var(--faint);padding:.25rem 0}
 th,td{text-align:left;vertical-align:top;border-top:1px solid var(--line);padding:.35rem .6rem .35rem 0}
+th{white-space:nowrap}
 thead th{border-top:0;color:var(--faint);font-weight:600}
-tbody th{font-weight:400;white-space:nowrap}
+tbody th{font-weight:400}
 td{min-width:9rem}
 summary{cursor:pointer;padding:.25rem 0;font-weight:600;font-size:.95rem}
 @media(min-width:70rem){
@@ -123,7 +124,8 @@ def _contents(grouped: Mapping[str, Iterable[Entry]]) -> Iterator[str]:
     for tag, entries in grouped.items():
         items = "".join(f'<li><a href="#{operation["operationId"]}">{escape(operation["summary"])}</a></li>'
                         for _, _, operation, _ in entries)
-        yield f'<details open><summary><a href="#{anchor(tag)}">{escape(tag)}</a></summary><ul>{items}</ul></details>'
+        about = f'<li><a href="#{anchor(tag)}">About {escape(tag)}</a></li>'
+        yield f"<details open><summary>{escape(tag)}</summary><ul>{about}{items}</ul></details>"
 
 
 def _tag(document: Mapping[str, Any], tag: Mapping[str, Any], entries: Iterable[Entry]) -> Iterator[str]:
@@ -246,9 +248,8 @@ def property_rows(document: Mapping[str, Any], schema: Mapping[str, Any],
         needed = " <b>required</b>" if name in schema.get("required", ()) and not is_closed(schema) else ""
         yield (f"<code>{escape(prefix + name)}</code>{needed}", type_of(document, given),
                inline(part.get("description", "")))
-        inner = resolve(document, part["items"]) if part.get("type") == "array" else part
-        if "properties" in inner:
-            yield from property_rows(document, inner, f"{prefix}{name}{'[]' if inner is not part else ''}.")
+        for inner in alternatives(document, part):
+            yield from property_rows(document, inner, f"{prefix}{name}{'[]' if part.get('type') == 'array' else ''}.")
 
 
 def is_closed(schema: Mapping[str, Any]) -> bool:
@@ -352,7 +353,7 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     top = "".join(f'<th scope="col">{head}</th>' for head in heads)
     body = "".join(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in more)}</tr>'
                    for first, *more in rows)
-    return (f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table><caption>{caption}</caption>'
+    return (f'<div class="scroll" tabindex="0" role="group" aria-label="{caption}"><table><caption>{caption}</caption>'
             f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>")
 
 

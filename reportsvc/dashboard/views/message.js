@@ -1,10 +1,10 @@
 // One message: its funnel by platform and channel, and how it spread.
 import { api } from "../api.js";
-import { announceSeldom } from "../announce.js";
+import { announce, announceSeldom } from "../announce.js";
 import { Chart } from "../charts.js";
 import { switcher } from "../controls.js";
 import { h, slot } from "../dom.js";
-import { number, percent, plural, time } from "../format.js";
+import { day, minute, number, percent, plural, time } from "../format.js";
 import { channelRows, funnel, rates, totalsTable } from "../funnel.js";
 import { Live } from "../live.js";
 import { address, replace } from "../router.js";
@@ -100,12 +100,15 @@ export function messageView(route) {
     title: `Message ${id}`, element,
     /** @param {import("../router.js").Route} next */
     show(next) {
-      const before = `${platform} ${interval}`;
+      const [before, devices] = [`${platform} ${interval}`, `${platform} ${channel}`];
       ({ platform, channel, interval, mode } = choices(next));
       for (const one of [modes, intervals]) one.show();
       live.redraw();
       if (before === `${platform} ${interval}`) spread.redraw();
       else spread.restart();
+      if (devices === `${platform} ${channel}`) return;
+      announce(`The funnel shows ${part.selectedOptions[0].text}.`);
+      element.querySelector("#funnel-title")?.scrollIntoView({ block: "nearest" });
     },
     stop() {
       live.stop();
@@ -192,6 +195,7 @@ function chartData({ series, timezone, interval }, mode, platform) {
       `${STAGE_WORDS[stage].name.toLowerCase()} ${number(last.cumulative[stage])}`).join(", ")}. The numbers are in the table below.`,
     axis: interval === "day" ? "Day" : "Hour",
     times: series.map(({ time: one }) => one),
+    until: interval === "day" ? day((last.start + 86_400) * 1000, timezone) : minute(last.start + 3600, timezone),
     series: stages.map((stage) => ({ id: stage, name: STAGE_WORDS[stage].name, values: series.map((one) => one[key][stage] ?? null) })),
     shape: mode === "new" && series.length <= MOST_BARS ? "bars" : mode === "new" ? "lines" : "steps",
   };

@@ -108,7 +108,7 @@ function summary(messages, isPart) {
   const rate = ratio(sum(known, "received"), sum(known, "target"));
   const tiles = [
     ["Messages", number(messages.length), isPart ? "newest" : "all there are"],
-    ["Targets", number(target), "a device counts for each message"],
+    ["Targets", number(target), "once per message"],
     ["Received", number(received), rate === null ? "" : rateBar(rate, "received")],
     ["Clicked", number(click), click === null ? "" : rateBar(ratio(click, received), "click")],
   ];

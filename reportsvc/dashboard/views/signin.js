@@ -1,6 +1,5 @@
 // Signing in with an app's key and secret.
 import { check } from "../api.js";
-import { announce } from "../announce.js";
 import { h } from "../dom.js";
 import { session } from "../session.js";
 
@@ -50,7 +49,6 @@ export function signInView() {
     button.textContent = "Signing in…";
     try {
       const found = await check(name, password);
-      announce("Signed in.");
       session.signIn(found);
     } catch (failure) {
       const { kind, message } = /** @type {import("../api.js").ApiError} */ (failure);
