@@ -372,8 +372,11 @@ async def _greet(connection: Any) -> None:
     try:
         async with asyncio.timeout(COMMAND_TIMEOUT_SECONDS):
             await connection.on_connect()
-    except TimeoutError as error:
-        raise RedisTimeoutError("no answer on a new connection") from error  # on which the driver drops it
+    except BaseException as error:
+        await connection.disconnect(nowait=True)  # the driver keeps one whose caller went away; see _exchange
+        if isinstance(error, TimeoutError):
+            raise RedisTimeoutError("no answer on a new connection") from error
+        raise
 
 
 async def _reply(connection: Any) -> Any:

@@ -54,7 +54,7 @@ async def report(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 async def test_one_making_for_all_who_ask(report: Report) -> None:
-    """Callers of one question at one epoch share one making, also those who come later; another question has its own."""
+    """Callers of one question at one epoch share one making, those who come later too; another question has its own."""
     callers = await report.begin(50)
     assert len(report.makings) == 1
     other = asyncio.create_task(report.ask("another"))

@@ -48,7 +48,7 @@ async def test_dead_letters_are_listed_and_sent_back(config: Config, running_ser
     for app_id, devices in ((4711, ["d1", "d2"]), (4712, ["d3"])):
         await service.journal.append(EventBatch(app_id, ["1"] * len(devices), devices, [code] * len(devices),
                                                 [int(running_service.clock())] * len(devices)))
-    await running_service.applied()
+    await running_service.applied(may_die=True)
 
     listed = await reportsvc("deadletters", "list", "--json", redis_url=config.redis_url)
     plain = await reportsvc("deadletters", "list", "--limit", "1", redis_url=config.redis_url)
@@ -63,9 +63,9 @@ async def test_dead_letters_are_listed_and_sent_back(config: Config, running_ser
 
     # Their app is still unknown, so they die once more; the ledger counts that.
     sent = await reportsvc("deadletters", "replay", f"0/{first['id']}", redis_url=config.redis_url)
-    await running_service.applied()
+    await running_service.applied(may_die=True)
     again = await reportsvc("deadletters", "replay", redis_url=config.redis_url)
-    await running_service.applied()
+    await running_service.applied(may_die=True)
 
     assert sent == Done(0, f"sent {first['events']} events of 1 entries back\n", "")
     assert again == Done(0, "sent 3 events of 2 entries back\n", "")

@@ -163,7 +163,7 @@ async def test_what_is_wrong_with_a_service_that_answers(config: Config, short_d
     try:
         async with running(replace(config, redis_url=server.url), database=database) as service:
             await service.service.journal.append(EventBatch(4711, ["1"], ["d"], [Fact("received").code], [1]))
-            await service.applied()
+            await service.applied(may_die=True)
             redis = service.service.redis
             await redis.call("CONFIG", "SET", "appendonly", "no")
             await redis.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")

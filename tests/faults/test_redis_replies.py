@@ -172,10 +172,25 @@ async def test_whatever_breaks_replies_are_never_mixed_up(proxy: Proxy, seed: in
             proxy.flows.set()
             results = await asyncio.gather(*tasks, return_exceptions=True)
             outcomes |= set(map(type, results))
-        proxy.passes = None
+        proxy.passes, redis._timeout = None, 5.0
         await asyncio.gather(*(ask(redis, number) for number in range(50)))
         assert in_use(redis) == 0
     assert outcomes == {type(None), StoreUnavailable, asyncio.CancelledError}
+
+
+# server  |-- says nothing -------------|-- answers everything
+# call    connects ... deadline  the next|-- its own reply
+async def test_a_deadline_before_the_first_word(proxy: Proxy) -> None:
+    """What the server answers late to the greeting of a connection whose caller has gone is nobody's reply."""
+    async with client(proxy, timeout=0.5) as redis:
+        proxy.flows.clear()
+        with pytest.raises(StoreUnavailable):
+            await redis.run(echoes("a"))
+        following = asyncio.ensure_future(redis.run(echoes("b", "c")))
+        await asyncio.sleep(0.1)
+        proxy.flows.set()
+        assert await following == [b"b", b"c"]
+        assert in_use(redis) == 0
 
 
 async def test_failures_leave_no_connection_taken(proxy: Proxy) -> None:

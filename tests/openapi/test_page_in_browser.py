@@ -36,7 +36,8 @@ async def test_checker_finds_nothing(browser: Browser, running_service: Running)
 
         results = await Axe().run(visitor.page, options=AXE | {"rules": {"color-contrast": {"enabled": False}}})
         assert len(results.response["passes"]) > 10
-        assert [(one["id"], node["html"][:200]) for one in results.response["violations"] for node in one["nodes"]] == []
+        assert [(one["id"], node["html"][:200])
+                for one in results.response["violations"] for node in one["nodes"]] == []
 
 
 @pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])

@@ -103,7 +103,9 @@ async def test_entries_of_another_shape_block_nobody(running_service: Running, a
     shapes = [["x", "y"], ["n", "two", "e", "{}"], ["n", "9" * 30, "e", "{}"], ["n", "-5", "e", "{}"]]
     await running_service.service.redis.run([
         *(("XADD", journal_key(0), "*", *fields) for fields in shapes), ("HINCRBY", ledger_key(0), "accepted", 4)])
-    await running_service.send(account, {"msg_id": "m", "stage": "received", "device_id": "d", "platform": "android"})
+    event = {"msg_id": "m", "stage": "received", "device_id": "d", "platform": "android"}
+    assert (await running_service.call("POST", "/v1/events", account, json=event)).status == 200
+    await running_service.applied(may_die=True)
 
     assert await counts(running_service) == {"accepted": 5, "applied": 1, "dead": 4, "dead_unreadable": 4}
     answer = await running_service.call("GET", "/v3/received?msg_ids=m", account)

@@ -225,7 +225,7 @@ async def test_sets_stay_small(redis: Redis, count: int, end: int, limit: float)
     assert await bytes_a_member(redis, members) <= limit
 
 
-# --------------------------------------------------------------------------------------------- bitmaps that travel along
+# -------------------------------------------------------------------------------------------- bitmaps that travel along
 @dataclass(frozen=True)
 class Act:
     """Add, unite or remove *count* numbers of a chunk, *stride* apart; "unite": as a rebuild does, by chunks."""

@@ -372,7 +372,7 @@ async def test_too_many_waiting_events_are_refused(redis_url: str, monkeypatch: 
         assert await devices_in(redis) == ["again", "under way", *["w"] * 12, "warm-up"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- pacing
+# --------------------------------------------------------------------------------------------------------------- pacing
 BOUND = journal_module._LAG_EVENTS
 SHORTEST, LONGEST = journal_module._PAUSE_SECONDS
 
@@ -398,7 +398,7 @@ def test_pause_follows_the_lag() -> None:
     assert (max(grown), grown[-1]) == (LONGEST, LONGEST)
 
     pace = journal_module._Pace(LONGEST, BOUND, 100)
-    shrinking = []
+    shrinking: list[float] = []
     while pace.pause:
         pace.update(BOUND, 101 + len(shrinking))
         shrinking.append(pace.pause)

@@ -135,7 +135,10 @@ async def test_retention_is_exact(service: Running, account: Account, clock: Clo
 async def test_bad_record_is_dead_and_alone(service: Running, account: Account) -> None:
     """A record that cannot be applied is buried; those beside it are counted."""
     await service.service.redis.run([append(0, [(1, b"broken")])])
-    await service.send(account, {"msg_id": "m", "stage": "received", "device_id": "d", "platform": "android"})
+    answer = await service.call("POST", "/v1/events", account, json={
+        "msg_id": "m", "stage": "received", "device_id": "d", "platform": "android"})
+    assert answer.json == {"accepted": 1, "rejected": 0, "errors": []}
+    await service.applied(may_die=True)
 
     counts = await ledger.read(service.service.redis, 1)
     assert (counts["accepted"], counts["applied"], counts["dead"]) == (2, 1, 1)
