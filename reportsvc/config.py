@@ -71,8 +71,8 @@ class Config:
     #: Redis server, ``redis://host:6379/0``, ``unix:///path``, or ``redis+cluster://host:6379`` for a cluster
     #: (``rediss`` for TLS). Empty: the service starts its own. Not in the ``repr``, as it may hold a password.
     redis_url: str = field(default="", repr=False)
-    #: Replicas of a Redis server that must have a write before it is confirmed. 0: a replica that takes over may lack the
-    #: last moment, and then the service stops until it is rebuilt. 1 or more: what was answered 200 survives it.
+    #: Replicas of a Redis server that must have a write before it is confirmed. 0: a replica that takes over may lack
+    #: the last moment, and then the service stops until it is rebuilt. 1 or more: what was answered 200 survives it.
     redis_replicas: int = 0
     #: Name of the ClickHouse cluster (as in its ``remote_servers``) on which the tables are made, replicated and
     #: distributed. Empty: one server. It cannot be changed once the tables are there.

@@ -116,7 +116,8 @@ class _Connection(RequestHandler):
 
     def _take(self) -> bool:
         """Whether what was just read is one event that needs no framework."""
-        if self._express is None or len(self._messages) > 1 or self._paused or self._parser is None:
+        if (self._express is None or len(self._messages) > 1 or self._paused or self._reading_paused
+                or self._parser is None):
             return False
         message, payload = self._messages.popleft()  # reading a body may come back here, and must find nothing
         taken = None if isinstance(message, _ErrInfo) else self._express.take(message, payload)

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
-from aiohttp import StreamReader, web
+from aiohttp import web
 
 from reportsvc.api.auth import APPS
 from reportsvc.api.beams import (CORS, FORBIDDEN_STATUSES, FRAMEWORK, INSTANCE, Incomplete, InvalidContentType,
                                  check_content_type, error_body)
-from reportsvc.api.common import Dialect, read_body
+from reportsvc.api.common import Dialect, error_of_tried, read_body
 from reportsvc.api.events import CLOCK, JOURNAL, LEDGER, clamp_time
 from reportsvc.errors import BadRequest, NotFound, ReportError, StoreUnavailable, TooLarge
 from reportsvc.model import CHANNEL_OF_PREFIX, MAX_ID_BYTES, MAX_USER_CHARACTERS, App, EventBatch, Fact
@@ -53,16 +53,10 @@ async def report_event(request: web.Request) -> web.Response:
     except BadRequest:
         ledger.add("rejected_beams_event")
         raise
-    if isinstance(request.content, Tried):
-        raise request.content.error
+    if (error := error_of_tried(request)) is not None:
+        raise error
     await request.app[JOURNAL].append(batch)
     return web.Response(headers=CORS)
-
-
-class Tried(StreamReader):
-    """A body whose event, if it is one, was given to the journal already, which ended with *error*."""
-
-    error: BaseException
 
 
 async def missing_instance(request: web.Request) -> web.Response:

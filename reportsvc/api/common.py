@@ -182,6 +182,17 @@ async def read_body(request: web.Request) -> bytes:
         raise BadRequest("the body cannot be read; check Content-Encoding and Content-Length") from error
 
 
+class Tried(StreamReader):
+    """A body whose event, if it is one, was given to the journal already, which ended with *error*; see ``express``."""
+
+    error: BaseException
+
+
+def error_of_tried(request: web.Request) -> BaseException | None:
+    """What became of the event of such a body; None for any other."""
+    return request.content.error if isinstance(request.content, Tried) else None
+
+
 _arriving = 0
 
 

@@ -19,7 +19,8 @@ from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
 from aiohttp.http_parser import RawRequestMessage
 
 from reportsvc.api.beams import CORS
-from reportsvc.api.beams_reporting import Tried, parse_event
+from reportsvc.api.beams_reporting import parse_event
+from reportsvc.api.common import Tried
 from reportsvc.metrics import Metrics
 from reportsvc.pipeline.journal import Journal
 from reportsvc.pipeline.ledger import Ledger

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Hashable, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from reportsvc.errors import StoreUnavailable
@@ -20,11 +20,17 @@ from reportsvc.storage.redis import Redis, epoch_key
 
 #: Answers kept, some ten kilobytes each.
 _CAPACITY: Final = 2000
+#: Characters of a question whose answer is kept: a hundred ids of the usual sort have two thousand.
+_LONGEST_QUESTION: Final = 16_384
 #: A message dies, and a store goes away, without a change of epoch; so much later it may be noticed. Long enough for a
 #: fleet of dashboards to share one query.
 _LONGEST_SECONDS: Final = 0.2
 #: Redis tells the epoch in a fraction of a millisecond; one that takes longer than the query would is not waited for.
 _EPOCH_SECONDS: Final = 0.25
+
+
+def _size(question: Sequence[str]) -> int:
+    return sum(map(len, question))
 
 
 class _Answer(NamedTuple):
@@ -44,12 +50,13 @@ class FreshAnswers:
         self._epochs: Coalescer[int, int] = Coalescer(self._read_epochs)
         self._answers: OrderedDict[Hashable, _Answer] = OrderedDict()
 
-    async def get(self, app_id: int, question: Hashable, answer: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+    async def get(self, app_id: int, question: Sequence[str],
+                  answer: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
         """The answer to *question*, from ``answer()`` unless the last one is still true."""
         epoch = await self._epoch(app_id)
-        if epoch is None:
+        if epoch is None or _size(question) > _LONGEST_QUESTION:
             return await answer()
-        key = app_id, question
+        key = app_id, tuple(question)
         kept = self._answers.get(key)
         if kept is None or kept.epoch != epoch or abs(self._clock() - kept.made_at) >= _LONGEST_SECONDS:
             # Whoever asks the same at the same epoch, while this is being made, waits for it too.

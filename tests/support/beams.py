@@ -128,8 +128,11 @@ async def pending(service: Running, account: Account, msg_id: str) -> set[str]:
 @asynccontextmanager
 async def shared_service(engine: Path, redis_url: str, database: str) -> AsyncIterator[Running]:
     """A service that many tests share, each with an app of its own; to start one for each would take most of the time.
+
+    The same tests on another Redis have another *database*: the numbers in the first are none of that Redis.
     """
     redis = Redis(redis_url)
+    database += "_cluster" if redis.is_cluster else ""
     await redis.call("FLUSHALL")
     await redis.close()
     config = Config(host="127.0.0.1", port=0, data_dir=engine, redis_url=redis_url, linger_ms=10)

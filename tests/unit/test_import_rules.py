@@ -131,7 +131,9 @@ def test_spelled_keys_are_found(source: str) -> None:
     assert len(list(literal_keys(ast.parse(source)))) >= 1
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module != "storage.redis"])
+# What describes the API is full of formats and paths that look like keys, and may not import what talks to Redis.
+@pytest.mark.parametrize("module", [module for module in MODULES
+                                    if module != "storage.redis" and not module.startswith("api.openapi.")])
 def test_redis_keys_are_spelled_in_one_module(module: str) -> None:
     """Keys come from the named functions of storage/redis.py; nobody else knows what they look like."""
     assert list(literal_keys(MODULES[module])) == []
