@@ -22,7 +22,7 @@ demo: $(VENV)/.run ## serve with an app that has two weeks behind it, and print 
 	@exec $(BIN)/reportsvc demo
 
 test: $(VENV)/.test ## run the tests, against real stores that they start themselves
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.test ## run flake8, isort and mypy --strict
 	@$(BIN)/python -m flake8 $(CODE)

@@ -658,7 +658,7 @@ NOBODY: Final = [(0, Announce(7, "notification", "", None))]
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@settings(deadline=None, max_examples=int(os.environ.get("EXACTNESS_EXAMPLES", "30")), print_blob=True)
+@settings(deadline=None, max_examples=int(os.environ.get("EXACTNESS_EXAMPLES", "15")), print_blob=True)
 @example(place=(0, ["UTC", "UTC"]), steps=DELETED)
 @example(place=(0, ["UTC", "UTC"]), steps=NOBODY)
 @given(place=places(), steps=st.lists(st.tuples(st.integers(0, 1), STEPS), min_size=1, max_size=14))

@@ -16,6 +16,7 @@ from reportsvc.config import Config
 from reportsvc.storage.redis import Redis
 from tests.support.service import Account, Answer, Running, running
 
+_SERVICES = itertools.count(1)
 _TOKENS = itertools.count(1)
 #: An instance that nobody owns.
 NOBODY = "426abfc7-41fe-492f-bcf1-27586fa9bd3f"
@@ -129,10 +130,10 @@ async def pending(service: Running, account: Account, msg_id: str) -> set[str]:
 async def shared_service(engine: Path, redis_url: str, database: str) -> AsyncIterator[Running]:
     """A service that many tests share, each with an app of its own; to start one for each would take most of the time.
 
-    The same tests on another Redis have another *database*: the numbers in the first are none of that Redis.
+    Each start has another database, named after *database*: the numbers in the last one are none of an empty Redis.
     """
     redis = Redis(redis_url)
-    database += "_cluster" if redis.is_cluster else ""
+    database += f"_{next(_SERVICES)}"
     await redis.call("FLUSHALL")
     await redis.close()
     config = Config(host="127.0.0.1", port=0, data_dir=engine, redis_url=redis_url, linger_ms=10)
