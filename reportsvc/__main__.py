@@ -9,8 +9,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ import orjson
 
 from reportsvc import __version__
 from reportsvc.commands import arguments as more_commands
+from reportsvc.commands.stores import create_app, record_app, redis_of
 from reportsvc.config import MAX_RATE_LIMIT, MAX_WORKERS, Config, Role
 from reportsvc.errors import BadConfig, DataLost, ReportError, StoreUnavailable
 from reportsvc.model import App
@@ -28,7 +29,7 @@ from reportsvc.pipeline.deadletter import DeadLetters
 from reportsvc.pipeline.journal import append
 from reportsvc.registry import vapid
 from reportsvc.registry.apps import AppStore, Credentials
-from reportsvc.storage.embedded import DataDirLock, redis_for_command
+from reportsvc.storage.embedded import DataDirLock
 from reportsvc.storage.redis import Redis
 
 # What serves or migrates is imported where it is used: the other commands start in half the time without it.
@@ -211,7 +212,7 @@ async def _first_app(service: Service) -> Credentials | None:
         raise StoreUnavailable("clickhouse", "and Redis is empty, so nobody can tell whether this is a first start or "
                                              "Redis has lost everything; start ClickHouse first")
     try:
-        return await _make_app(service.redis, DEFAULT_APP)
+        return await create_app(service.redis, DEFAULT_APP)
     except BadConfig:  # another process was first
         return None
 
@@ -281,7 +282,7 @@ async def _rebuild(options: argparse.Namespace, config: Config) -> None:
     from reportsvc.storage.schema import Schema
 
     with DataDirLock(config.data_dir):
-        async with _redis(config) as redis:
+        async with redis_of(config) as redis:
             clickhouse = ClickHouse(config.clickhouse_url, config.data_dir / "clickhouse",
                                     cluster=config.clickhouse_cluster)
             try:
@@ -293,23 +294,6 @@ async def _rebuild(options: argparse.Namespace, config: Config) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- apps
-@asynccontextmanager
-async def _redis(config: Config) -> AsyncIterator[Redis]:
-    async with redis_for_command(config) as url:
-        redis = Redis(url, replicas=config.redis_replicas)
-        try:
-            yield redis
-        finally:
-            await redis.close()
-
-
-async def _make_app(redis: Redis, name: str, timezone: str = "UTC", vip: bool = True,
-                    rate_limit: int | None = None) -> Credentials:
-    credentials, version = await AppStore(redis).create(name, timezone=timezone, vip=vip, rate_limit=rate_limit)
-    await _record(redis, credentials.app, version)
-    return credentials
-
-
 async def _refuse_if_lost(config: Config) -> None:
     """Redis has no app: it must not have lost them, or a new one would take the place of an old one."""
     from reportsvc.storage.clickhouse import ClickHouse
@@ -327,21 +311,16 @@ async def _refuse_if_lost(config: Config) -> None:
         await clickhouse.close()
 
 
-async def _record(redis: Redis, app: App, version: int) -> None:
-    """Let the durable copy follow a change."""
-    await redis.run([append(0, [(1, records.app(asdict(app), version))])])
-
-
 async def _create_app(options: argparse.Namespace, config: Config) -> None:
-    async with _redis(config) as redis:
+    async with redis_of(config) as redis:
         if not await AppStore(redis).version():
             await _refuse_if_lost(config)
-        credentials = await _make_app(redis, options.name, options.timezone, options.vip, options.rate_limit)
+        credentials = await create_app(redis, options.name, options.timezone, options.vip, options.rate_limit)
     _print(credentials.document(), as_json=options.json)
 
 
 async def _list_apps(options: argparse.Namespace, config: Config) -> None:
-    async with _redis(config) as redis:
+    async with redis_of(config) as redis:
         store = AppStore(redis)
         apps = [(app, await store.last_uses(app)) for app in await store.all()]
     if options.json:
@@ -354,14 +333,14 @@ async def _list_apps(options: argparse.Namespace, config: Config) -> None:
 
 
 async def _show_app(options: argparse.Namespace, config: Config) -> None:
-    async with _redis(config) as redis:
+    async with redis_of(config) as redis:
         app = await _find_app(redis, options.name)
         uses = await AppStore(redis).last_uses(app)
     _print(_public(app, uses), as_json=options.json)
 
 
 async def _show_vapid(options: argparse.Namespace, config: Config) -> None:
-    async with _redis(config) as redis:
+    async with redis_of(config) as redis:
         app = await _find_app(redis, options.name)
     if not app.vapid_private_key:
         raise BadConfig(f"{app.name} was made before browsers could register; make a new app for them")
@@ -371,23 +350,23 @@ async def _show_vapid(options: argparse.Namespace, config: Config) -> None:
 
 async def _rotate_app(options: argparse.Namespace, config: Config) -> None:
     now = int(time.time())
-    async with _redis(config) as redis:
+    async with redis_of(config) as redis:
         app = await _find_app(redis, options.name)
         credentials, version = await AppStore(redis).rotate(app, options.overlap, now)
-        await _record(redis, credentials.app, version)
+        await record_app(redis, credentials.app, version)
     _print(credentials.document() | {"former_keys_until": _time(now + options.overlap)}, as_json=options.json)
 
 
 async def _set_app(options: argparse.Namespace, config: Config) -> None:
-    async with _redis(config) as redis:
+    async with redis_of(config) as redis:
         app, version = await AppStore(redis).set_rate_limit(
             await _find_app(redis, options.name), options.rate_limit)
-        await _record(redis, app, version)
+        await record_app(redis, app, version)
     _print(_public(app, {}), as_json=options.json)
 
 
 async def _delete_app(options: argparse.Namespace, config: Config) -> None:
-    async with _redis(config) as redis:
+    async with redis_of(config) as redis:
         app = await _find_app(redis, options.name)
         version = await AppStore(redis).delete(app)
         if version is not None:
@@ -433,12 +412,12 @@ def _print(document: dict[str, Any], *, as_json: bool) -> None:
 
 # ------------------------------------------------------------------------------------------------- ledger, dead letters
 async def _ledger(options: argparse.Namespace, config: Config) -> None:
-    async with _redis(config) as redis:
+    async with redis_of(config) as redis:
         _print(await ledger.read(redis, config.partitions), as_json=options.json)
 
 
 async def _list_dead_letters(options: argparse.Namespace, config: Config) -> None:
-    async with _redis(config) as redis:
+    async with redis_of(config) as redis:
         letters = await DeadLetters(redis, config.partitions).list(options.limit)
     for letter in letters:
         if options.json:
@@ -449,7 +428,7 @@ async def _list_dead_letters(options: argparse.Namespace, config: Config) -> Non
 
 
 async def _replay_dead_letters(options: argparse.Namespace, config: Config) -> None:
-    async with _redis(config) as redis:
+    async with redis_of(config) as redis:
         store = DeadLetters(redis, config.partitions)
         letters = [letter for letter in await store.list(limit=10_000)
                    if not options.ids or f"{letter.partition}/{letter.id}" in options.ids or letter.id in options.ids]

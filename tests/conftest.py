@@ -17,9 +17,8 @@ import pytest_asyncio
 from reportsvc.config import Config
 from reportsvc.storage.clickhouse import ClickHouse
 from reportsvc.storage.embedded import EmbeddedRedis
-from reportsvc.storage.redis import Redis
 from tests.support.redis_cluster import redis_cluster
-from tests.support.service import Account, Clock, Running, running
+from tests.support.service import Account, Clock, Running, on_empty_redis, running
 
 _DATABASES = itertools.count(1)
 #: What runs on a Redis Cluster too, each time: a few of every sort. ``pytest --redis=cluster`` runs them all on one.
@@ -116,10 +115,7 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def config(engine: Path, redis_url: str) -> Config:
     """Settings for the suite's stores, with an empty Redis."""
-    redis = Redis(redis_url)
-    await redis.call("FLUSHALL")
-    await redis.close()
-    return Config(host="127.0.0.1", port=0, data_dir=engine, redis_url=redis_url, linger_ms=10)
+    return await on_empty_redis(engine, redis_url)
 
 
 @pytest.fixture
@@ -145,3 +141,14 @@ async def running_service(config: Config, clock: Clock, database: str) -> AsyncI
 async def account(running_service: Running) -> Account:
     """An app of that service."""
     return await running_service.make_account()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_service(engine: Path, redis_url: str) -> AsyncIterator[Running]:
+    """A running service for all tests of a file, where each makes an app of its own and nothing reaches across apps.
+
+    To start one for each test takes most of the time of a file with many small ones.
+    """
+    # A database of its own each time: the numbers in the last one are none of an empty Redis.
+    async with running(await on_empty_redis(engine, redis_url), database=f"t{next(_DATABASES)}") as service:
+        yield service

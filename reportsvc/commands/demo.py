@@ -12,9 +12,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import orjson
@@ -23,12 +21,12 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 from reportsvc.commands.client import Access, Client
 from reportsvc.commands.demo_data import Demo, Size
 from reportsvc.commands.progress import Meter, progress
+from reportsvc.commands.stores import create_app, redis_of
 from reportsvc.config import Config
 from reportsvc.errors import BadConfig
-from reportsvc.pipeline import ledger, records
-from reportsvc.pipeline.journal import append
+from reportsvc.pipeline import ledger
 from reportsvc.registry.apps import AppStore, Credentials
-from reportsvc.storage.embedded import DataDirLock, redis_for_command
+from reportsvc.storage.embedded import DataDirLock
 from reportsvc.storage.redis import Redis
 
 DEFAULT_NAME: Final = "demo"
@@ -81,7 +79,7 @@ async def _serve(options: argparse.Namespace, config: Config) -> None:
 
 
 async def _fill(options: argparse.Namespace, config: Config, url: str) -> None:
-    async with _stores(config) as redis:
+    async with redis_of(config) as redis:
         credentials = await _make_app(redis, options.app, options.timezone)
         access = Access(url, credentials.app.app_key, credentials.master_secret)
         demo = Demo(Size(options.days, options.devices, options.pushes), options.seed, int(time.time()))
@@ -91,25 +89,12 @@ async def _fill(options: argparse.Namespace, config: Config, url: str) -> None:
     print(_farewell(url, credentials, counts), flush=True)
 
 
-@asynccontextmanager
-async def _stores(config: Config) -> AsyncIterator[Redis]:
-    async with redis_for_command(config) as url:
-        redis = Redis(url, replicas=config.redis_replicas)
-        try:
-            yield redis
-        finally:
-            await redis.close()
-
-
 async def _make_app(redis: Redis, name: str | None, timezone: str) -> Credentials:
     """The app to fill: of that name, or of the first one that is free."""
-    store = AppStore(redis)
-    taken = {app.name for app in await store.all()}
+    taken = {app.name for app in await AppStore(redis).all()}
     names = (f"{DEFAULT_NAME}-{number}" for number in itertools.count(2))
     chosen = name or next(one for one in itertools.chain([DEFAULT_NAME], names) if one not in taken)
-    credentials, version = await store.create(chosen, timezone=timezone)
-    await redis.run([append(0, [(1, records.app(asdict(credentials.app), version))])])
-    return credentials
+    return await create_app(redis, chosen, timezone)
 
 
 async def _send(access: Access, demo: Demo) -> dict[str, int]:

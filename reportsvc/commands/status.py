@@ -18,6 +18,7 @@ import orjson
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from reportsvc import __version__, metrics
+from reportsvc.commands.stores import redis_of
 from reportsvc.config import Config
 from reportsvc.errors import ReportError, StoreUnavailable
 from reportsvc.model import App
@@ -27,7 +28,7 @@ from reportsvc.pipeline.presence import processes
 from reportsvc.registry.apps import AppStore
 from reportsvc.registry.devices import DeviceRegistry, Floors
 from reportsvc.storage.clickhouse import ClickHouse
-from reportsvc.storage.embedded import DataDirLock, redis_for_command
+from reportsvc.storage.embedded import DataDirLock
 from reportsvc.storage.queries import Queries
 from reportsvc.storage.redis import Redis
 from reportsvc.storage.schema import Schema
@@ -87,12 +88,8 @@ async def _service(config: Config) -> Document:
 async def _from_redis(config: Config, problems: list[str]) -> Document:
     """All that Redis knows; without it, a problem."""
     try:
-        async with redis_for_command(config) as url:
-            redis = Redis(url, replicas=config.redis_replicas)
-            try:
-                return await _limited(_ask_redis(redis, config), "redis")
-            finally:
-                await redis.close()
+        async with redis_of(config) as redis:
+            return await _limited(_ask_redis(redis, config), "redis")
     except ReportError as error:
         problems.append(_shortened(f"Redis: {error}"))
         return {"redis": {"answers": False}}

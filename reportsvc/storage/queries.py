@@ -22,6 +22,9 @@ MESSAGE_STAGES: Final = tuple(stage for stage in STAGES if stage not in PRESENCE
 NEVER: Final = 0xFFFF_FFFF
 TABLES: Final = ("delivery", "activity", "devices", "device_platforms", "device_users", "device_profiles",
                  "device_interests", "pushes", "completions", "messages")
+#: The tables with rows of a message, each with the column that tells how late a row may be of use.
+_TIMES_OF_MESSAGES: Final = {"delivery": "last", "pushes": "registered_at", "completions": "finished_at",
+                             "messages": "last"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,26 +349,12 @@ class Queries:
     async def delete_messages(self, messages: Sequence[tuple[int, str]], silent_since: int) -> None:
         """Remove messages that were dead; a row with a delivery after *silent_since* stays."""
         for app_id, msg_ids in _by_app(messages).items():
-            await self._clickhouse.command(
-                f"DELETE FROM {self._clickhouse.stored('delivery')} "
-                "WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
-                "AND last <= toDateTime({silent_since:UInt32}, 'UTC')",
-                {"app": app_id, "msg_ids": msg_ids, "silent_since": silent_since}, label="sweep")
-            await self._clickhouse.command(
-                f"DELETE FROM {self._clickhouse.stored('pushes')} "
-                "WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
-                "AND registered_at <= toDateTime({silent_since:UInt32}, 'UTC')",
-                {"app": app_id, "msg_ids": msg_ids, "silent_since": silent_since}, label="sweep")
-            await self._clickhouse.command(
-                f"DELETE FROM {self._clickhouse.stored('completions')} "
-                "WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
-                "AND finished_at <= toDateTime({silent_since:UInt32}, 'UTC')",
-                {"app": app_id, "msg_ids": msg_ids, "silent_since": silent_since}, label="sweep")
-            await self._clickhouse.command(
-                f"DELETE FROM {self._clickhouse.stored('messages')} "
-                "WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
-                "AND last <= toDateTime({silent_since:UInt32}, 'UTC')",
-                {"app": app_id, "msg_ids": msg_ids, "silent_since": silent_since}, label="sweep")
+            for table, time in _TIMES_OF_MESSAGES.items():
+                await self._clickhouse.command(
+                    f"DELETE FROM {self._clickhouse.stored(table)} "
+                    "WHERE app = {app:UInt32} AND msg_id IN {msg_ids:Array(String)} "
+                    f"AND {time} <= toDateTime({{silent_since:UInt32}}, 'UTC')",
+                    {"app": app_id, "msg_ids": msg_ids, "silent_since": silent_since}, label="sweep")
 
     async def delete_app(self, app_id: int) -> None:
         """Remove everything of an app."""

@@ -256,7 +256,7 @@ def status(scale: Scale) -> Iterator[Row]:
 
 def _status_reads(client: Any, ours: Target, ids: Sequence[str]) -> list[tuple[Any, ...]]:
     """The same reads as a status call makes, as raw commands."""
-    from reportsvc.registry.devices import BUCKETS, bucket_of
+    from reportsvc.registry.devices import bucket_of
     from reportsvc.registry.messages import received_by, targets_of
     from reportsvc.storage.device_set import split
     from reportsvc.storage.redis import devices_key, message_key
@@ -267,7 +267,6 @@ def _status_reads(client: Any, ours: Target, ids: Sequence[str]) -> list[tuple[A
     commands.append(("HMGET", message_key(1, "1"), "l", "p", "f", "c", "n"))
     values = [value for bucket, some in by_bucket.items() for value in client.hmget(devices_key(1, bucket), some)]
     numbers = np.array([int(value) >> 4 for value in values], np.uint32)
-    assert BUCKETS
     for device_set in (targets_of(1, "1"), received_by(1, "1")):
         commands += [("GETRANGE", device_set.chunk_key(chunk), 0, 8191) for chunk, _, _ in split(numbers)]
     return commands

@@ -11,15 +11,12 @@ from __future__ import annotations
 import asyncio
 import io
 import uuid
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tests.support.beams import (DEVICE_NOT_FOUND, INSTANCE_NOT_FOUND, NOBODY, Phone, base, error, push, shared_service,
-                                 user_token)
+from tests.support.beams import DEVICE_NOT_FOUND, INSTANCE_NOT_FOUND, NOBODY, Phone, base, error, push, user_token
 from tests.support.service import Account, Answer, Running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -32,17 +29,10 @@ SWIFT = {"X-Pusher-Library": "push-notifications-swift 4.0.0", "Content-Type": "
 SWIFT_BAD_TOKEN = "device token"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running_service(engine: Path, redis_url: str) -> AsyncIterator[Running]:
-    """One service for all tests of this file: each has an app of its own, and nothing here reaches across apps."""
-    async with shared_service(engine, redis_url, "beams_mobile_sdks") as service:
-        yield service
-
-
 @pytest_asyncio.fixture(loop_scope="module")
-async def account(running_service: Running) -> Account:
-    """A new app of that service."""
-    return await running_service.make_account(f"test {uuid.uuid4()}")
+async def account(shared_service: Running) -> Account:
+    """A new app of the service that the tests of this file share."""
+    return await shared_service.make_account(f"test {uuid.uuid4()}")
 
 
 class Android:
@@ -118,10 +108,10 @@ def is_done(answer: Answer) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------- Android
-async def test_android_starts_uses_everything_and_stops(running_service: Running, account: Account) -> None:
+async def test_android_starts_uses_everything_and_stops(shared_service: Running, account: Account) -> None:
     """Every call of the Android SDK, written as it writes it, succeeds."""
 
-    phone = Android(running_service, account)
+    phone = Android(shared_service, account)
     answer = await phone.start()
     assert (answer.status, answer.json) == (200, {"id": phone.device_id, "initialInterestSet": []})
 
@@ -136,33 +126,33 @@ async def test_android_starts_uses_everything_and_stops(running_service: Running
     assert [is_done(answer) for answer in answers] == [True] * 9
 
 
-async def test_android_registers_without_a_bundle_identifier(running_service: Running, account: Account) -> None:
+async def test_android_registers_without_a_bundle_identifier(shared_service: Running, account: Account) -> None:
     """Android never sends ``bundleIdentifier`` and repeats a registration that was answered 400 for ever: it is 200."""
 
-    assert (await Android(running_service, account).start()).status == 200
+    assert (await Android(shared_service, account).start()).status == 200
 
 
-async def test_android_needs_the_set_of_interests(running_service: Running, account: Account) -> None:
+async def test_android_needs_the_set_of_interests(shared_service: Running, account: Account) -> None:
     """``initialInterestSet`` is non-null in Kotlin, and the SDK sends no interests if it equals those it wants: it has
     to be there, and to be what the server has."""
 
-    phone = Android(running_service, account)
+    phone = Android(shared_service, account)
     assert (await phone.start()).json["initialInterestSet"] == []
     await phone.send("PUT", "/interests", {"interests": ["b", "a"]})
 
-    reinstalled = Android(running_service, account)
+    reinstalled = Android(shared_service, account)
 
     assert (await reinstalled.start()).json == {"id": phone.device_id, "initialInterestSet": ["a", "b"]}
 
 
-async def test_android_deletes_what_is_not_there(running_service: Running, account: Account) -> None:
+async def test_android_deletes_what_is_not_there(shared_service: Running, account: Account) -> None:
     """Android repeats a deletion for ever that was answered anything but 2xx, 404 and 400 included: it is 200 for a
     device that is deleted, that never was, whose id is none, and in an instance that is gone."""
 
-    phone = Android(running_service, account)
+    phone = Android(shared_service, account)
     await phone.start()
     first, again = await phone.send("DELETE"), await phone.send("DELETE")
-    answers = [await running_service.call("DELETE", f"{path}", headers=ANDROID) for path in (
+    answers = [await shared_service.call("DELETE", f"{path}", headers=ANDROID) for path in (
         f"{base(account)}/devices/fcm/fcm-{NOBODY}", f"{base(account)}/devices/fcm/{NOBODY}",
         f"{base(account)}/devices/fcm/%21", f"/device_api/v1/instances/{NOBODY}/devices/fcm/fcm-{NOBODY}")]
 
@@ -172,12 +162,12 @@ async def test_android_deletes_what_is_not_there(running_service: Running, accou
 @pytest.mark.parametrize("method, rest, body", [
     ("POST", "/interests/a", None), ("DELETE", "/interests/a", None), ("PUT", "/interests", {"interests": ["a"]}),
     ("PUT", "/metadata", {"sdkVersion": "1"}), ("PUT", "/token", {"token": "t"})])
-async def test_android_makes_its_device_anew(running_service: Running, account: Account, method: str, rest: str,
+async def test_android_makes_its_device_anew(shared_service: Running, account: Account, method: str, rest: str,
                                              body: Any) -> None:
     """On 404, and on nothing else, Android registers again and repeats the call: a device that is gone is 404 for each,
     and the device it then registers takes the call."""
 
-    phone = Android(running_service, account)
+    phone = Android(shared_service, account)
     await phone.start()
     before = phone.device_id
     await phone.send("DELETE")
@@ -190,10 +180,10 @@ async def test_android_makes_its_device_anew(running_service: Running, account: 
     assert is_done(await phone.send(method, rest, body))
 
 
-async def test_android_makes_its_device_anew_to_set_the_user(running_service: Running, account: Account) -> None:
+async def test_android_makes_its_device_anew_to_set_the_user(shared_service: Running, account: Account) -> None:
     """The same for the user, so that a server that deleted the user's devices meets the phone again."""
 
-    phone = Android(running_service, account)
+    phone = Android(shared_service, account)
     await phone.start()
     await phone.send("DELETE")
 
@@ -203,17 +193,17 @@ async def test_android_makes_its_device_anew_to_set_the_user(running_service: Ru
     assert is_done(await phone.set_user("alice"))
 
 
-async def test_android_drops_what_is_wrong(running_service: Running, account: Account) -> None:
+async def test_android_drops_what_is_wrong(shared_service: Running, account: Account) -> None:
     """Android gives up on a 400 about interests, metadata and token, and repeats 401, 403 and 422 for ever there: what
     can never be right is 400, also when it is too large to be read."""
 
-    phone = Android(running_service, account)
+    phone = Android(shared_service, account)
     await phone.start()
 
     async def huge(rest: str) -> Answer:
         """A body over the limit of this service."""
-        return await running_service.call("PUT", f"{base(account)}/devices/fcm/{phone.device_id}{rest}", headers=GSON,
-                                          data=io.BytesIO(b'{"token":"' + b"a" * (17 << 20)))
+        return await shared_service.call("PUT", f"{base(account)}/devices/fcm/{phone.device_id}{rest}", headers=GSON,
+                                         data=io.BytesIO(b'{"token":"' + b"a" * (17 << 20)))
 
     answers = [
         await phone.send("POST", "/interests/a%20b"), await phone.send("DELETE", "/interests/a%20b"),
@@ -226,12 +216,12 @@ async def test_android_drops_what_is_wrong(running_service: Running, account: Ac
     assert all(set(answer.json) == {"error", "description"} for answer in answers)
 
 
-async def test_android_reports_a_bad_user(running_service: Running, account: Account) -> None:
+async def test_android_reports_a_bad_user(shared_service: Running, account: Account) -> None:
     """Setting a user ends with the app being told on 400, 401, 403 and 422, and goes on for ever on anything else: each
     way to be wrong is one of those."""
 
-    now = running_service.clock()
-    phone = Android(running_service, account)
+    now = shared_service.clock()
+    phone = Android(shared_service, account)
     await phone.start()
     tokens = [user_token(account, now=now, exp=None), user_token(account, now=now, exp=int(now) - 9),
               user_token(account, now=now, iss="https://example.com"), user_token(account, now=now, secret="b" * 64),
@@ -243,36 +233,36 @@ async def test_android_reports_a_bad_user(running_service: Running, account: Acc
     assert [answer.status for answer in answers] == [400, 401, 403, 401, 401, 400]
 
 
-async def test_android_sets_another_user_after_a_reinstall(running_service: Running, account: Account) -> None:
+async def test_android_sets_another_user_after_a_reinstall(shared_service: Running, account: Account) -> None:
     """A phone that was reinstalled knows of no user, and a 400 would keep the next one out for ever: a registration
     frees the device, and what was sent to the user of before does not reach it."""
 
-    phone = Android(running_service, account)
+    phone = Android(shared_service, account)
     await phone.start()
     assert is_done(await phone.set_user("alice"))
 
-    reinstalled = Android(running_service, account)
+    reinstalled = Android(shared_service, account)
     await reinstalled.start()
 
     assert reinstalled.device_id == phone.device_id
-    assert await push(running_service, account, "m", users=["alice"]) == 0
+    assert await push(shared_service, account, "m", users=["alice"]) == 0
     assert is_done(await reinstalled.set_user("bob"))
 
 
-async def test_android_is_told_of_an_unknown_instance(running_service: Running, account: Account) -> None:
+async def test_android_is_told_of_an_unknown_instance(shared_service: Running, account: Account) -> None:
     """An instance id that was mistyped in the app shows in its log, as title and description."""
 
-    answer = await running_service.call("POST", f"/device_api/v1/instances/{NOBODY}/devices/fcm", headers=GSON,
-                                        json={"token": "t"})
+    answer = await shared_service.call("POST", f"/device_api/v1/instances/{NOBODY}/devices/fcm", headers=GSON,
+                                       json={"token": "t"})
 
     assert (answer.status, answer.json) == (404, INSTANCE_NOT_FOUND)
 
 
 # --------------------------------------------------------------------------------------------------------------- Swift
-async def test_swift_starts_uses_everything_and_stops(running_service: Running, account: Account) -> None:
+async def test_swift_starts_uses_everything_and_stops(shared_service: Running, account: Account) -> None:
     """Every call of the Swift SDK, written as it writes it, succeeds: JSON is named as the type of nothing at all."""
 
-    phone = Swift(running_service, account)
+    phone = Swift(shared_service, account)
     answer = await phone.start()
     assert (answer.status, answer.json) == (200, {"id": phone.device_id, "initialInterestSet": []})
 
@@ -292,21 +282,21 @@ async def test_swift_starts_uses_everything_and_stops(running_service: Running, 
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"sdkVersion": None, "iosVersion": None, "macosVersion": None}])
-async def test_swift_registers_with_nulls(running_service: Running, account: Account, metadata: Any) -> None:
+async def test_swift_registers_with_nulls(shared_service: Running, account: Account, metadata: Any) -> None:
     """Null and missing mean the same, wherever they stand."""
 
-    answer = await running_service.call("POST", f"{base(account)}/devices/apns", headers=SWIFT, json={
+    answer = await shared_service.call("POST", f"{base(account)}/devices/apns", headers=SWIFT, json={
         "token": "0a", "bundleIdentifier": "missing-bundle-id", "metadata": metadata})
 
-    phone = Phone(running_service, account, "apns", answer.json["id"])
+    phone = Phone(shared_service, account, "apns", answer.json["id"])
     assert (await phone.call("GET")).json == {"id": phone.id, "userId": None, "metadata": {}}
 
 
-async def test_swift_does_not_register_in_a_circle(running_service: Running, account: Account) -> None:
+async def test_swift_does_not_register_in_a_circle(shared_service: Running, account: Account) -> None:
     """On 404 Swift registers and repeats the call without any pause, again and again: the device that a registration
     answers is there for each call, also with the token of one that was deleted, and in the moment of its deletion."""
 
-    phone = Swift(running_service, account)
+    phone = Swift(shared_service, account)
     await phone.start()
     calls: list[tuple[str, str, Any]] = [
         ("POST", "/interests/a", None), ("DELETE", "/interests/a", None), ("PUT", "/interests", {"interests": []}),
@@ -325,11 +315,11 @@ async def test_swift_does_not_register_in_a_circle(running_service: Running, acc
         assert (await phone.send("GET")).status == 200
 
 
-async def test_swift_never_meets_a_404_for_a_name(running_service: Running, account: Account) -> None:
+async def test_swift_never_meets_a_404_for_a_name(shared_service: Running, account: Account) -> None:
     """Swift writes names into the path as they are; whatever is in them, the answer is no 404, which it would take for
     the loss of its device."""
 
-    phone = Swift(running_service, account)
+    phone = Swift(shared_service, account)
     await phone.start()
 
     answers = [await phone.send(method, f"/interests/{name}") for method in ("POST", "DELETE")
@@ -339,12 +329,12 @@ async def test_swift_never_meets_a_404_for_a_name(running_service: Running, acco
         (400, error("Invalid interest name", "interest-name given is not valid"))] * 12
 
 
-async def test_swift_is_not_told_of_a_bad_token_for_a_bad_user(running_service: Running, account: Account) -> None:
+async def test_swift_is_not_told_of_a_bad_token_for_a_bad_user(shared_service: Running, account: Account) -> None:
     """Swift takes a 401 or 403 whose text has "device token" in it for the end of its registration: no answer about a
     user has, each has a text, and no 5xx makes its queue wait."""
 
-    now = running_service.clock()
-    phone = Swift(running_service, account)
+    now = shared_service.clock()
+    phone = Swift(shared_service, account)
     await phone.start()
     tokens = [user_token(account, now=now, iss="x"), user_token(account, now=now, secret="c" * 64), "abc", "",
               user_token(account, now=now, exp=int(now) - 1), user_token(account, now=now, iat=int(now) + 3600)]
@@ -355,14 +345,14 @@ async def test_swift_is_not_told_of_a_bad_token_for_a_bad_user(running_service: 
     assert not any(SWIFT_BAD_TOKEN in answer.json["description"] for answer in answers)
 
 
-async def test_swift_waits_for_a_place(running_service: Running, account: Account) -> None:
+async def test_swift_waits_for_a_place(shared_service: Running, account: Account) -> None:
     """Swift repeats a 422, with growing pauses, and nothing else meanwhile: as soon as one of the user's hundred
     devices is gone it is let in, and nothing but that is 422."""
 
-    others = [Swift(running_service, account, f"{number:064x}") for number in range(100)]
+    others = [Swift(shared_service, account, f"{number:064x}") for number in range(100)]
     await asyncio.gather(*(other.start() for other in others))
     assert all(map(is_done, await asyncio.gather(*(other.set_user("alice") for other in others))))
-    phone = Swift(running_service, account, "ff" * 32)
+    phone = Swift(shared_service, account, "ff" * 32)
     await phone.start()
 
     full = await phone.set_user("alice")
@@ -373,11 +363,11 @@ async def test_swift_waits_for_a_place(running_service: Running, account: Accoun
     assert is_done(await phone.set_user("alice"))
 
 
-async def test_a_phone_that_comes_from_another_server(running_service: Running, account: Account) -> None:
+async def test_a_phone_that_comes_from_another_server(shared_service: Running, account: Account) -> None:
     """When an app is pointed here, its phones have ids of the server before, of whatever form: 404 makes both SDKs
     register here, where a 400 would make them drop their calls."""
 
-    android, swift = Android(running_service, account), Swift(running_service, account)
+    android, swift = Android(shared_service, account), Swift(shared_service, account)
     for device_id in (NOBODY, f"fcm-{NOBODY}", f"apns-{NOBODY}", "0123456789abcdef"):
         android.device_id = swift.device_id = device_id
         for phone in (android, swift):

@@ -6,9 +6,8 @@ import asyncio
 import urllib.parse
 import uuid
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jwt
@@ -17,23 +16,16 @@ import pytest
 import pytest_asyncio
 from pusher_push_notifications import PusherAuthError, PusherMissingInstanceError, PushNotifications
 
-from tests.support.beams import NOBODY, push, register, shared_service, statuses
+from tests.support.beams import NOBODY, push, register, statuses
 from tests.support.service import Account, Answer, Running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running_service(engine: Path, redis_url: str) -> AsyncIterator[Running]:
-    """One service for all tests of this file: each has an app of its own, and nothing here reaches across apps."""
-    async with shared_service(engine, redis_url, "beams_server_sdk") as service:
-        yield service
-
-
 @pytest_asyncio.fixture(loop_scope="module")
-async def account(running_service: Running) -> Account:
-    """A new app of that service."""
-    return await running_service.make_account(f"test {uuid.uuid4()}")
+async def account(shared_service: Running) -> Account:
+    """A new app of the service that the tests of this file share."""
+    return await shared_service.make_account(f"test {uuid.uuid4()}")
 
 
 @pytest.fixture(autouse=True)
@@ -62,27 +54,27 @@ def generate_token(client: Any, user: str) -> str:
     return token
 
 
-async def test_token_of_the_sdk_signs_a_user_in(running_service: Running, account: Account) -> None:
+async def test_token_of_the_sdk_signs_a_user_in(shared_service: Running, account: Account) -> None:
     """What ``generate_token`` makes, without a time of issue, is taken from a device of each platform."""
 
-    with sdk(running_service, account) as client:
+    with sdk(shared_service, account) as client:
         token = generate_token(client, "alice")
     assert set(jwt.decode(token, options={"verify_signature": False})) == {"iss", "sub", "exp"}
 
-    phones = [await register(running_service, account, platform) for platform in ("apns", "fcm", "web")]
+    phones = [await register(shared_service, account, platform) for platform in ("apns", "fcm", "web")]
     for phone in phones:
         await phone.do("PUT", "/user", headers={"Authorization": f"Bearer {token}"})
 
     assert [await phone.user() for phone in phones] == ["alice"] * 3
-    assert await push(running_service, account, "m", users=["alice"]) == 3
+    assert await push(shared_service, account, "m", users=["alice"]) == 3
 
 
 @pytest.mark.parametrize("user", ["alice", "a/b", "Stop!' said Fred", "\u4e2d\u6587", "100%", "a" * 164])
-async def test_the_sdk_deletes_a_user(running_service: Running, account: Account, user: str) -> None:
+async def test_the_sdk_deletes_a_user(shared_service: Running, account: Account, user: str) -> None:
     """``delete_user`` removes the user and all of his devices, and needs a plain 200."""
 
-    mine, other = [await register(running_service, account) for _ in range(2)]
-    with sdk(running_service, account) as client:
+    mine, other = [await register(shared_service, account) for _ in range(2)]
+    with sdk(shared_service, account) as client:
         await mine.do("PUT", "/user", headers={"Authorization": f"Bearer {generate_token(client, user)}"})
         assert (await other.sign_in("somebody else")).status == 200
 
@@ -90,18 +82,18 @@ async def test_the_sdk_deletes_a_user(running_service: Running, account: Account
         assert await asyncio.to_thread(client.delete_user, user) is None
 
     assert [(await phone.call("GET")).status for phone in (mine, other)] == [404, 200]
-    assert await statuses(running_service, account, "m", mine.id, other.id) == [2, 3]
+    assert await statuses(shared_service, account, "m", mine.id, other.id) == [2, 3]
 
 
-async def test_the_sdk_is_refused(running_service: Running, account: Account) -> None:
+async def test_the_sdk_is_refused(shared_service: Running, account: Account) -> None:
     """A wrong key and a wrong instance are the SDK's own errors for them, with our words, and nothing is deleted."""
 
-    phone = await register(running_service, account)
+    phone = await register(shared_service, account)
     assert (await phone.sign_in("alice")).status == 200
 
-    with sdk(running_service, account, secret="A" * 64) as client, pytest.raises(PusherAuthError) as unauthorized:
+    with sdk(shared_service, account, secret="A" * 64) as client, pytest.raises(PusherAuthError) as unauthorized:
         await asyncio.to_thread(client.delete_user, "alice")
-    with sdk(running_service, account, instance=NOBODY) as client, pytest.raises(PusherMissingInstanceError) as missing:
+    with sdk(shared_service, account, instance=NOBODY) as client, pytest.raises(PusherMissingInstanceError) as missing:
         await asyncio.to_thread(client.delete_user, "alice")
 
     assert [error.value.args for error in (unauthorized, missing)] == [
@@ -109,13 +101,13 @@ async def test_the_sdk_is_refused(running_service: Running, account: Account) ->
     assert await phone.user() == "alice"
 
 
-async def test_token_of_another_instance(running_service: Running, account: Account) -> None:
+async def test_token_of_another_instance(shared_service: Running, account: Account) -> None:
     """A token that was made for another instance is refused, also when the key is right."""
 
-    phone = await register(running_service, account)
+    phone = await register(shared_service, account)
     answers: list[Answer] = []
     for instance, secret in ((NOBODY, ""), ("", "B" * 64)):
-        with sdk(running_service, account, instance, secret) as client:
+        with sdk(shared_service, account, instance, secret) as client:
             token = generate_token(client, "alice")
         answers.append(await phone.call("PUT", "/user", headers={"Authorization": f"Bearer {token}"}))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from reportsvc.__main__ import _make_app
+from reportsvc.commands.stores import create_app
 from reportsvc.config import Config
 from reportsvc.errors import BadConfig, DataLost, StoreUnavailable
 from reportsvc.pipeline import rebuild as rebuild_module
@@ -165,7 +165,7 @@ class Drill:
 
 async def account_of(service: Running, name: str) -> Account:
     """An app made as the command line makes it, which lets ClickHouse know."""
-    credentials = await _make_app(service.service.redis, name)
+    credentials = await create_app(service.service.redis, name)
     await service.service.apps.refresh()
     return Account(credentials.app, credentials.master_secret, credentials.pushy_api_key)
 

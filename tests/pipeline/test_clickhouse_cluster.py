@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 import pytest_asyncio
 
-from reportsvc.__main__ import _make_app
+from reportsvc.commands.stores import create_app
 from reportsvc.config import Config
 from reportsvc.pipeline.rebuild import Rebuild
 from reportsvc.storage import cluster_schema, inventory, queries
@@ -217,7 +217,7 @@ async def test_redis_is_rebuilt_from_a_cluster(store: Config, clock: Clock, serv
     oracle, events = Oracle(), stream(183, 600)
     oracle.tell(events)
     async with running(store, clock) as service:
-        credentials = await _make_app(service.service.redis, "one")
+        credentials = await create_app(service.service.redis, "one")
         await service.service.apps.refresh()
         account = Account(credentials.app, credentials.master_secret, credentials.pushy_api_key)
         await send_all(partial(service.call, account=account), in_batches(events, 183))

@@ -42,6 +42,11 @@ def numbers(values: Iterable[int]) -> Numbers:
     return np.array(list(values), np.uint32)
 
 
+def spread(chunk: int, start: int, stride: int, count: int) -> Numbers:
+    """*count* numbers of a chunk: from the offset *start* on, *stride* apart, round the chunk's end."""
+    return numbers(((start + stride * np.arange(count)) % CHUNK_SIZE + chunk * CHUNK_SIZE).tolist())
+
+
 async def form_of(redis: Redis, devices: DeviceSet, chunk: int) -> str:
     """How Redis keeps a chunk: ``intset``, ``raw`` for a bitmap, empty if it keeps none."""
     encoding = await redis.call("OBJECT", "ENCODING", devices.chunk_key(chunk))
@@ -50,7 +55,7 @@ async def form_of(redis: Redis, devices: DeviceSet, chunk: int) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """Add or remove *count* numbers of a chunk: from the offset *start* on, *stride* apart, round the chunk's end."""
+    """Add or remove what :func:`spread` gives."""
 
     is_addition: bool
     chunk: int
@@ -60,8 +65,7 @@ class Step:
 
     @property
     def numbers(self) -> Numbers:
-        offsets = (self.start + self.stride * np.arange(self.count)) % CHUNK_SIZE
-        return numbers((offsets + self.chunk * CHUNK_SIZE).tolist())
+        return spread(self.chunk, self.start, self.stride, self.count)
 
 
 def steps(limit: int) -> st.SearchStrategy[list[Step]]:
@@ -228,7 +232,7 @@ async def test_sets_stay_small(redis: Redis, count: int, end: int, limit: float)
 # -------------------------------------------------------------------------------------------- bitmaps that travel along
 @dataclass(frozen=True)
 class Act:
-    """Add, unite or remove *count* numbers of a chunk, *stride* apart; "unite": as a rebuild does, by chunks."""
+    """Add, unite or remove what :func:`spread` gives; "unite": as a rebuild does, by chunks."""
 
     what: str
     chunk: int
@@ -238,9 +242,7 @@ class Act:
 
     @property
     def numbers(self) -> Numbers:
-        """They."""
-        offsets = (self.start + self.stride * np.arange(self.count)) % CHUNK_SIZE
-        return numbers((offsets + self.chunk * CHUNK_SIZE).tolist())
+        return spread(self.chunk, self.start, self.stride, self.count)
 
 
 #: Both sides of where a bitmap travels along, of what an intset may hold, and of where chunks look like bitmaps.

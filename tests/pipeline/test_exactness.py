@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,11 +24,9 @@ import pytest_asyncio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from reportsvc.config import Config
 from reportsvc.model import CHANNELS_BY_PLATFORM, KINDS, PLATFORM_OF_CHANNEL, STAGES
 from reportsvc.pipeline import ledger
-from reportsvc.storage.redis import Redis
-from tests.support.service import Account, Answer, Clock, Running, running
+from tests.support.service import Account, Answer, Clock, Running, on_empty_redis, running
 
 HOUR: Final = 3600
 DAY: Final = 86400
@@ -642,10 +640,7 @@ def about_the_past(app: App) -> dict[str, Question]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service(engine: Path, redis_url: str) -> AsyncIterator[Running]:
     """One service for all examples, with three aggregators that take turns; each example makes apps of its own."""
-    redis = Redis(redis_url)
-    await redis.call("FLUSHALL")
-    await redis.close()
-    config = Config(host="127.0.0.1", port=0, data_dir=engine, redis_url=redis_url, linger_ms=10, partitions=3)
+    config = replace(await on_empty_redis(engine, redis_url), partitions=3)
     async with running(config, StandingClock(), "exactness") as service:
         yield service
 

@@ -6,9 +6,8 @@ import asyncio
 import itertools
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -29,7 +28,7 @@ from reportsvc.registry.tokens import Tokens
 from reportsvc.registry.users import TooManyDevices
 from reportsvc.storage.device_set import small_chunk_limit
 from reportsvc.storage.redis import Command, Redis, profile_key, signed_in_key
-from tests.support.beams import push, register, shared_service, user_token
+from tests.support.beams import push, register, user_token
 from tests.support.service import Account, Running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -37,17 +36,10 @@ INTERESTS = ["a", "b", "c", "d", "e"]
 USERS = ["alice", "bob"]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running_service(engine: Path, redis_url: str) -> AsyncIterator[Running]:
-    """One service for all tests of this file: each has an app of its own, and nothing here reaches across apps."""
-    async with shared_service(engine, redis_url, "profiles") as service:
-        yield service
-
-
 @pytest_asyncio.fixture(loop_scope="module")
-async def account(running_service: Running) -> Account:
-    """A new app of that service."""
-    return await running_service.make_account(f"test {uuid.uuid4()}")
+async def account(shared_service: Running) -> Account:
+    """A new app of the service that the tests of this file share."""
+    return await shared_service.make_account(f"test {uuid.uuid4()}")
 
 
 # --------------------------------------------------------------------------------------------------- both stores' views
@@ -115,18 +107,18 @@ async def check(service: Running, app: App) -> dict[str, View]:
 
 
 # ----------------------------------------------------------------------------------------------------- the durable copy
-async def test_the_durable_copy_has_the_whole_profile(running_service: Running, account: Account) -> None:
+async def test_the_durable_copy_has_the_whole_profile(shared_service: Running, account: Account) -> None:
     """Token, bundle identifier, metadata, both users and interests of a device stand in ClickHouse as in Redis."""
 
-    phone = await register(running_service, account, "apns", "t\u00f6ken", metadata={
+    phone = await register(shared_service, account, "apns", "t\u00f6ken", metadata={
         "sdkVersion": "4.0.0", "iosVersion": "17"})
     await phone.add("a", "b")
     await phone.do("DELETE", "/interests/a")
     assert (await phone.sign_in("alice")).status == 200
-    await running_service.call("POST", "/v1/devices", account, json=[
+    await shared_service.call("POST", "/v1/devices", account, json=[
         {"device_id": phone.id, "user_id": "bob"}, {"device_id": "native", "user_id": "bob"}, {"device_id": "nobodys"}])
 
-    views = await check(running_service, account.app)
+    views = await check(shared_service, account.app)
 
     numbers = {device_id: view.profile.number for device_id, view in views.items()}
     assert views == {
@@ -135,27 +127,27 @@ async def test_the_durable_copy_has_the_whole_profile(running_service: Running, 
         "native": View(Profile("native", numbers["native"], named_user="bob"), frozenset())}
 
 
-async def test_the_durable_copy_forgets_what_is_deleted(running_service: Running, account: Account) -> None:
+async def test_the_durable_copy_forgets_what_is_deleted(shared_service: Running, account: Account) -> None:
     """Of a deleted device nothing is kept in ClickHouse but that it was: no token, no user, no metadata, no interest
     that counts."""
 
-    phone = await register(running_service, account, token="secret", metadata={"sdkVersion": "1"})
+    phone = await register(shared_service, account, token="secret", metadata={"sdkVersion": "1"})
     await phone.add("a")
     assert (await phone.sign_in("alice")).status == 200
     await phone.do("DELETE")
 
-    assert await check(running_service, account.app) == {}
-    rows = await running_service.service.clickhouse.query(
+    assert await check(shared_service, account.app) == {}
+    rows = await shared_service.service.clickhouse.query(
         "SELECT device_id, token, metadata, user_id, deleted FROM device_profiles FINAL WHERE app = {app:UInt32}",
         {"app": account.app.id}, label="test")
     assert list(map(tuple, rows)) == [(phone.id, "", "{}", "", True)]
 
 
-async def test_records_may_come_twice_and_in_any_order(running_service: Running, account: Account) -> None:
+async def test_records_may_come_twice_and_in_any_order(shared_service: Running, account: Account) -> None:
     """The journal's records of a device's life, replayed shuffled and more than once, leave the durable copy as it is:
     the version decides, not the order."""
 
-    service, app = running_service, account.app
+    service, app = shared_service, account.app
     written: list[bytes] = []
     journal = service.service.journal
     append = journal.append_record
@@ -189,13 +181,13 @@ async def test_records_may_come_twice_and_in_any_order(running_service: Running,
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_both_stores_agree_after_many_changes_at_once(running_service: Running, account: Account,
+async def test_both_stores_agree_after_many_changes_at_once(shared_service: Running, account: Account,
                                                             seed: int) -> None:
     """Devices that change in every way, several ways at the same moment: afterwards each list, each set, each user and
     the durable copy say the same."""
 
     chance = random.Random(seed)
-    service = running_service
+    service = shared_service
     tokens = [f"t{number}" for number in range(5)]
 
     async def act() -> None:
@@ -294,11 +286,11 @@ def results(views: dict[str, View]) -> set[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-async def test_what_breaks_off_is_completed_by_its_repetition(running_service: Running, name: str) -> None:
+async def test_what_breaks_off_is_completed_by_its_repetition(shared_service: Running, name: str) -> None:
     """Wherever an operation breaks off, nobody is in an audience that his device does not name; and when it is sent
     again, everything is as if it had never broken off."""
 
-    service, operation = running_service, OPERATIONS[name]
+    service, operation = shared_service, OPERATIONS[name]
     redis = service.service.redis
     limit = await small_chunk_limit(redis)
 
@@ -329,11 +321,11 @@ async def test_what_breaks_off_is_completed_by_its_repetition(running_service: R
     assert at > 0
 
 
-async def test_a_push_that_breaks_off_keeps_its_moment(running_service: Running, account: Account) -> None:
+async def test_a_push_that_breaks_off_keeps_its_moment(shared_service: Running, account: Account) -> None:
     """A registration that broke off is completed by its repetition, for those who had the interest when it was first
     made; who came since is not among them."""
 
-    service = running_service
+    service = shared_service
     limit = await small_chunk_limit(service.service.redis)
     body = {"audience": {"interests": ["a"]}}
     for at in itertools.count():
@@ -373,32 +365,32 @@ async def test_a_push_that_breaks_off_keeps_its_moment(running_service: Running,
     assert at > 3
 
 
-async def test_an_audience_is_applied_twice(running_service: Running, account: Account) -> None:
+async def test_an_audience_is_applied_twice(shared_service: Running, account: Account) -> None:
     """A record of an audience that is replayed changes no count."""
 
-    phones = [await register(running_service, account) for _ in range(5)]
+    phones = [await register(shared_service, account) for _ in range(5)]
     for phone in phones:
         await phone.add("a")
-    assert await push(running_service, account, "m", interests=["a"]) == 5
-    members = await Audiences(running_service.service.redis, DeviceRegistry(
-        running_service.service.redis)).with_interests(account.app.id, ["a"])
+    assert await push(shared_service, account, "m", interests=["a"]) == 5
+    members = await Audiences(shared_service.service.redis, DeviceRegistry(
+        shared_service.service.redis)).with_interests(account.app.id, ["a"])
     record = records.audience(account.app.id, "m", "notification", "", members.document(),
-                              int(running_service.clock()), in_record=False)
+                              int(shared_service.clock()), in_record=False)
     for _ in range(3):
-        await running_service.service.journal.append_record(record)
-    await running_service.applied()
+        await shared_service.service.journal.append_record(record)
+    await shared_service.applied()
 
-    answer = await running_service.call("GET", "/v3/messages?msg_ids=m", account)
+    answer = await shared_service.call("GET", "/v3/messages?msg_ids=m", account)
 
     assert answer.json[0]["android"]["target"] == 5
 
 
 # ------------------------------------------------------------------------------------------------------ the small parts
-async def test_a_place_that_was_never_taken_is_given_up(running_service: Running, account: Account) -> None:
+async def test_a_place_that_was_never_taken_is_given_up(shared_service: Running, account: Account) -> None:
     """A sign-in that broke off holds a place of the hundred only as long as it might be going on, and is never in an
     audience."""
 
-    service, app = running_service, account.app
+    service, app = shared_service, account.app
     redis = service.service.redis
     now = int(service.clock() * 1_000_000)
     await redis.call("HSET", signed_in_key(app.id, "alice"), *(
@@ -413,10 +405,10 @@ async def test_a_place_that_was_never_taken_is_given_up(running_service: Running
     assert await redis.call("HLEN", signed_in_key(app.id, "alice")) == 2
 
 
-async def test_versions_grow_also_when_the_clock_goes_back(running_service: Running, account: Account) -> None:
+async def test_versions_grow_also_when_the_clock_goes_back(shared_service: Running, account: Account) -> None:
     """A change is later than the one before, whatever the clock of the process says that makes it."""
 
-    store = ProfileStore(running_service.service.redis)
+    store = ProfileStore(shared_service.service.redis)
     app_id = account.app.id
     first = await store.save(app_id, "fcm-1", 5_000, create=True, number=1, gateway="fcm")
     versions = [first.after.version if first else 0]
@@ -431,10 +423,10 @@ async def test_versions_grow_also_when_the_clock_goes_back(running_service: Runn
     assert (profile.interests_since, before) == (5_003, [])
 
 
-async def test_a_device_that_is_being_removed_can_do_nothing(running_service: Running, account: Account) -> None:
+async def test_a_device_that_is_being_removed_can_do_nothing(shared_service: Running, account: Account) -> None:
     """From the moment a deletion begins, the device is unknown to every operation, until it is erased."""
 
-    store = ProfileStore(running_service.service.redis)
+    store = ProfileStore(shared_service.service.redis)
     app_id = account.app.id
     await store.save(app_id, "fcm-1", 1, create=True, number=1, gateway="fcm", token="t")
     await store.subscribe(app_id, "fcm-1", "a", 2)
@@ -457,10 +449,10 @@ async def test_a_device_that_is_being_removed_can_do_nothing(running_service: Ru
     assert await store.leave(app_id, "fcm-1", 7) is None
 
 
-async def test_tokens_are_first_come(running_service: Running, account: Account) -> None:
+async def test_tokens_are_first_come(shared_service: Running, account: Account) -> None:
     """A token is the first claimer's until he releases it, or somebody who knows whose it was takes it over."""
 
-    tokens, app_id = Tokens(running_service.service.redis), account.app.id
+    tokens, app_id = Tokens(shared_service.service.redis), account.app.id
 
     assert await tokens.claim(app_id, "fcm", "t", "one") == "one"
     assert await tokens.claim(app_id, "fcm", "t", "two") == "one"
@@ -472,7 +464,7 @@ async def test_tokens_are_first_come(running_service: Running, account: Account)
     assert await tokens.claim(app_id, "fcm", "t", "three") == "three"
 
 
-async def test_errors_of_the_registry(running_service: Running, account: Account) -> None:
+async def test_errors_of_the_registry(shared_service: Running, account: Account) -> None:
     """Below the dialects, each refusal is an error of its own, with a text that names no vendor."""
 
     assert [str(error()) for error in (UnknownDevice, OtherUser, TooManyInterests, TooManyDevices)] == [
@@ -480,15 +472,15 @@ async def test_errors_of_the_registry(running_service: Running, account: Account
         "a user has at most 100 devices"]
 
 
-async def test_a_user_token_signs_in_once_per_device_only(running_service: Running, account: Account) -> None:
+async def test_a_user_token_signs_in_once_per_device_only(shared_service: Running, account: Account) -> None:
     """Eight identical requests at once, as an SDK that lost its answers sends them, take one place."""
 
-    phone = await register(running_service, account)
-    token = user_token(account, now=running_service.clock())
+    phone = await register(shared_service, account)
+    token = user_token(account, now=shared_service.clock())
     headers = {"Authorization": f"Bearer {token}"}
 
     answers = await asyncio.gather(*(phone.call("PUT", "/user", headers=headers) for _ in range(8)))
 
     assert [answer.status for answer in answers] == [200] * 8
-    assert await push(running_service, account, "m", users=["alice"]) == 1
-    await check(running_service, account.app)
+    assert await push(shared_service, account, "m", users=["alice"]) == 1
+    await check(shared_service, account.app)

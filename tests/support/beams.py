@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jwt
 
-from reportsvc.config import Config
-from reportsvc.storage.redis import Redis
-from tests.support.service import Account, Answer, Running, running
+from tests.support.service import Account, Answer, Running
 
-_SERVICES = itertools.count(1)
 _TOKENS = itertools.count(1)
 #: An instance that nobody owns.
 NOBODY = "426abfc7-41fe-492f-bcf1-27586fa9bd3f"
@@ -124,18 +118,3 @@ async def pending(service: Running, account: Account, msg_id: str) -> set[str]:
     """The devices that a push is on the way to."""
     answer = await service.call("GET", f"/pushes/{msg_id}?api_key={account.pushy_api_key}")
     return set(answer.json["push"]["pending_devices"])
-
-
-@asynccontextmanager
-async def shared_service(engine: Path, redis_url: str, database: str) -> AsyncIterator[Running]:
-    """A service that many tests share, each with an app of its own; to start one for each would take most of the time.
-
-    Each start has another database, named after *database*: the numbers in the last one are none of an empty Redis.
-    """
-    redis = Redis(redis_url)
-    database += f"_{next(_SERVICES)}"
-    await redis.call("FLUSHALL")
-    await redis.close()
-    config = Config(host="127.0.0.1", port=0, data_dir=engine, redis_url=redis_url, linger_ms=10)
-    async with running(config, database=database) as service:
-        yield service

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -18,6 +19,7 @@ from reportsvc.model import App
 from reportsvc.pipeline import ledger
 from reportsvc.registry.apps import AppStore
 from reportsvc.server import make_runner
+from reportsvc.storage.redis import Redis
 
 
 class Clock:
@@ -94,6 +96,14 @@ class Running:
             assert may_die or not counts["dead"], counts
             return counts["accepted"] == counts["applied"] + counts["dead"]
         await eventually(is_settled, seconds)
+
+
+async def on_empty_redis(engine: Path, redis_url: str) -> Config:
+    """Settings for the suite's stores, once Redis has been emptied."""
+    redis = Redis(redis_url)
+    await redis.call("FLUSHALL")
+    await redis.close()
+    return Config(host="127.0.0.1", port=0, data_dir=engine, redis_url=redis_url, linger_ms=10)
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> None:
