@@ -303,9 +303,12 @@ def render_message(msg_id: str, totals: Totals, platforms: Mapping[str, Iterable
     return item | {"msg_id": msg_id}
 
 
+_STATUSES: Final = [{"status": int(status)} for status in sorted(Status)]
+
+
 def render_statuses(statuses: Mapping[str, Status]) -> dict[str, Any]:
     """The body of ``/v3/status/message``."""
-    return {device_id: {"status": int(status)} for device_id, status in statuses.items()}
+    return {device_id: _STATUSES[status] for device_id, status in statuses.items()}
 
 
 def render_users(query: UsersQuery, figures: Sequence[Figures]) -> dict[str, Any]:

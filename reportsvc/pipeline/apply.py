@@ -401,8 +401,8 @@ _OTHER_TYPES: Final = frozenset({"push", "deletion", "profile_deletion", "audien
 # ----------------------------------------------------------------------------------------------------------------- rows
 def _device_row(app_id: int, number: int, device_id: str, rank: int, first_seen: int, *, registered: int = 0,
                 deleted: int = 0) -> bytes:
-    return b"".join((rb.uint32(app_id), rb.uint32(number), rb.string(device_id), rb.uint8(rank), rb.uint32(first_seen),
-                     rb.uint32(registered), rb.uint32(deleted)))
+    return (rb.uint32(app_id, number) + rb.string(device_id) + rb.uint8(rank)
+            + rb.uint32(first_seen, registered, deleted))
 
 
 def _profile_row(app_id: int, profile: Mapping[str, Any], *, deleted: bool = False) -> bytes:

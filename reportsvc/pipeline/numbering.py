@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,7 @@ NEVER_QUARTER: Final = NEVER // QUARTER_SECONDS
 Integers = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceFact:
+class DeviceFact(NamedTuple):
     """What ClickHouse has to learn of a device; ``first_seen`` in quarters of an hour."""
 
     device_id: str

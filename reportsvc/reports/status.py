@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta
 from enum import IntEnum
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from reportsvc.errors import BadParameter
 from reportsvc.localtime import instant, local_now
 from reportsvc.model import App, dies_at
-from reportsvc.registry.devices import Device, DeviceRegistry, Floors
+from reportsvc.registry.devices import Device, DeviceRegistry, Floors, Found
 from reportsvc.registry.messages import received_by, targets_of
 from reportsvc.registry.pushes import PushRecord, PushRegistry
 from reportsvc.storage.device_set import contains
@@ -29,6 +31,9 @@ class Status(IntEnum):
     NOT_OF_APP = 2
     NOT_A_TARGET = 3
     UNKNOWN = 4
+
+
+_STATUSES: Final = sorted(Status)
 
 
 class StatusReport:
@@ -55,25 +60,37 @@ class StatusReport:
             raise BadParameter("date", "it is in the future")
         wanted = list(dict.fromkeys(device_ids))
         # Asked together, though only today's status is about the push as it is now: one wait instead of two.
-        devices, (push, state) = await asyncio.gather(
-            self._devices.find(app.id, wanted), self._pushes.find(app.id, msg_id))
-        known = {device_id: device for device_id, device in zip(wanted, devices, strict=True) if device is not None}
+        found, (push, state) = await asyncio.gather(
+            self._devices.look_up(app.id, wanted), self._pushes.find(app.id, msg_id))
+        if day in (None, today):
+            codes = await self._now(app, msg_id, found, push, state.last)
+            return dict(zip(wanted, map(_STATUSES.__getitem__, codes.tolist()), strict=True))
         statuses = dict.fromkeys(wanted, Status.NOT_OF_APP)
+        known = {device_id: device for device_id, device in zip(wanted, found.devices(), strict=True)
+                 if device is not None}
         if known:
-            found = await (self._now(app, msg_id, list(known.values()), push, state.last) if day in (None, today)
-                           else self._on(app, msg_id, list(known.values()), day or today, label))
-            statuses.update(zip(known, found, strict=True))
+            past = await self._on(app, msg_id, list(known.values()), day or today, label)
+            statuses.update(zip(known, past, strict=True))
         return statuses
 
-    async def _now(self, app: App, msg_id: str, devices: Sequence[Device], push: PushRecord | None,
-                   last: int) -> list[Status]:
-        if dies_at(last) <= self._clock():
-            return [Status.NOT_OF_APP if device.deleted_at else Status.NOT_A_TARGET for device in devices]
-        numbers = np.array([device.number for device in devices], np.uint32)
-        received, targets = await contains(
-            [received_by(app.id, msg_id), targets_of(app.id, msg_id)], self._redis, numbers)
-        return [_status(device, got, meant, push)
-                for device, got, meant in zip(devices, received.tolist(), targets.tolist(), strict=True)]
+    async def _now(self, app: App, msg_id: str, found: Found, push: PushRecord | None,
+                   last: int) -> npt.NDArray[np.int64]:
+        codes = np.where(found.numbers >= 0, Status.NOT_A_TARGET, Status.NOT_OF_APP)
+        known = np.flatnonzero(found.numbers >= 0)
+        if len(known) and dies_at(last) > self._clock():
+            received, targets = await contains([received_by(app.id, msg_id), targets_of(app.id, msg_id)], self._redis,
+                                               found.numbers[known].astype(np.uint32))
+            codes[known[targets]] = Status.PENDING
+            if push is not None:
+                for position in np.flatnonzero(codes == Status.NOT_A_TARGET).tolist():
+                    device = found.device(position)
+                    if device is not None and push.covers(device):
+                        codes[position] = Status.PENDING
+            codes[known[received]] = Status.RECEIVED
+        for position, device in found.marked.items():
+            if device.deleted_at:
+                codes[position] = Status.NOT_OF_APP
+        return codes
 
     async def _on(self, app: App, msg_id: str, devices: Sequence[Device], day: date, label: str) -> list[Status]:
         end = instant(app.timezone, datetime.combine(day + timedelta(days=1), datetime.min.time()))
@@ -89,15 +106,5 @@ class StatusReport:
             elif not was_there and not (row.registered_at > row.deleted_at and row.registered_at < end):
                 statuses.append(Status.NOT_OF_APP)
             else:
-                statuses.append(_status(Device(device.number, device.rank), got, meant, None))
+                statuses.append(Status.RECEIVED if got else Status.PENDING if meant else Status.NOT_A_TARGET)
         return statuses
-
-
-def _status(device: Device, received: bool, target: bool, push: PushRecord | None) -> Status:
-    if device.deleted_at:
-        return Status.NOT_OF_APP
-    if received:
-        return Status.RECEIVED
-    if target or push is not None and push.covers(device):
-        return Status.PENDING
-    return Status.NOT_A_TARGET

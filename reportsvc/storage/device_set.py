@@ -116,7 +116,7 @@ local key, blob = KEYS[1], ARGV[1]
 local kind = redis.call('TYPE', key).ok
 local out = {}
 if kind == 'string' then
-  if #blob > 128 then return {1, redis.call('GET', key)} end
+  if #blob > 32 then return {1, redis.call('GET', key)} end
   for i = 1, #blob, 2 do
     local low, high = string.byte(blob, i, i + 1)
     out[#out + 1] = string.char(redis.call('GETBIT', key, low + high * 256))

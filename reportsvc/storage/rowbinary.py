@@ -8,14 +8,16 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-_UINT32: Final = struct.Struct("<I")
+#: For so many in a row.
+_UINT32: Final = [struct.Struct(f"<{count}I") for count in range(4)]
 _UINT64: Final = struct.Struct("<Q")
+_SHORT: Final = [bytes((count,)) for count in range(128)]
 
 
 def length(count: int) -> bytes:
     """A length or an array size, as LEB128."""
     if count < 128:
-        return bytes((count,))
+        return _SHORT[count]
     out = bytearray()
     while count > 127:
         out.append(count & 127 | 128)
@@ -35,9 +37,12 @@ def uint8(number: int) -> bytes:
     return bytes((number,))
 
 
-def uint32(number: int) -> bytes:
-    """A UInt32, or a DateTime as unix seconds (outside its range: the nearest end)."""
-    return _UINT32.pack(min(max(number, 0), 0xFFFF_FFFF))
+def uint32(*numbers: int) -> bytes:
+    """Up to three of UInt32, or of DateTime as unix seconds (outside its range: the nearest end)."""
+    try:
+        return _UINT32[len(numbers)].pack(*numbers)
+    except struct.error:
+        return _UINT32[len(numbers)].pack(*(min(max(number, 0), 0xFFFF_FFFF) for number in numbers))
 
 
 def uint64(number: int) -> bytes:
