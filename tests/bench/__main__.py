@@ -324,18 +324,24 @@ def _bytes_of(client: Any, messages: str) -> int:
 # --------------------------------------------------------------------------------------------------------------- growth
 def growth(scale: Scale) -> Iterator[Row]:
     """The same work in a large app and in a small one."""
-    rates = []
-    for devices in (100_000, scale.large_app):
-        bodies = _batches(400, devices, 20, 2)
-        with service() as ours:
-            _register(ours, devices)
-            before, started = ours.ledger(), time.monotonic()
-            load.run(_lines(ours.url, ours.auth, bodies), 8, scale.sustained_seconds / 3)
-            ours.settle()
-            rates.append((ours.ledger()["applied"] - before["applied"]) / (time.monotonic() - started))
-    ratio = rates[1] / rates[0]
+    known, seconds = (100_000, scale.large_app), scale.sustained_seconds / 10
+    with service() as small_app, service() as large_app:
+        sides = [(app, _lines(app.url, app.auth, _batches(400, devices, 20, 2)))
+                 for app, devices in zip((small_app, large_app), known, strict=True)]
+        for (app, _), devices in zip(sides, known, strict=True):
+            _register(app, devices)
+            app.settle_files()
+
+        def rate_of(app: Target, request: Request) -> float:
+            before, started = app.ledger(), time.monotonic()
+            load.run(request, 8, seconds)
+            app.settle()
+            return (app.ledger()["applied"] - before["applied"]) / (time.monotonic() - started)
+        rates = [[rate_of(app, request) for app, request in sides] for _ in range(scale.rounds)]
+    ratio = statistics.median(large / small for small, large in rates)
     yield Row(f"batch ingest, {scale.large_app:,} known devices against 100 000", f"{ratio:.2f}", ">= 0.8",
-              ratio >= 0.8, f"{rates[0]:,.0f} and {rates[1]:,.0f} events/s")
+              ratio >= 0.8, " and ".join(f"{statistics.median(side):,.0f}" for side in zip(*rates, strict=True))
+              + " events/s; the devices fit the cache")
     with service() as ours:
         _register(ours, scale.devices)
         small, large = [f"s{number}" for number in range(5)], [f"l{number}" for number in range(5)]

@@ -75,6 +75,14 @@ class Target:
             assert time.monotonic() < deadline, ledger
             time.sleep(0.2)
 
+    def settle_files(self, seconds: float = 600.0) -> None:
+        """Wait until Redis does not write its file anew, which takes a core."""
+        deadline = time.monotonic() + seconds
+        with redis_py.Redis.from_url(self.redis_url) as client:
+            while client.info("persistence")["aof_rewrite_in_progress"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+
 
 def _environment(data_dir: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REPORTSVC_")}
