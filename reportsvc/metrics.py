@@ -96,10 +96,10 @@ JOURNAL_PENDING: Final = Metric("reportsvc_journal_pending_entries", GAUGE, "Tho
                                 ("partition",), is_shared=True)
 JOURNAL_OLDEST: Final = Metric("reportsvc_journal_oldest_seconds", GAUGE, "Age of the oldest of them; 0 without any.",
                                ("partition",), is_shared=True)
-JOURNAL_BYTES: Final = Metric("reportsvc_journal_bytes", GAUGE, "Memory they take in Redis.", ("partition",),
-                              is_shared=True)
-JOURNAL_BOUND: Final = Metric("reportsvc_journal_max_bytes", GAUGE, "Memory above which events are refused.",
-                              is_shared=True)
+JOURNAL_BYTES: Final = Metric("reportsvc_journal_bytes", GAUGE, "Memory they take in Redis, by the node of a cluster "
+                              "that has them.", ("partition", "node"), is_shared=True)
+JOURNAL_BOUND: Final = Metric("reportsvc_journal_max_bytes", GAUGE, "Memory above which events are refused, of each "
+                              "node.", is_shared=True)
 AGGREGATORS: Final = Metric("reportsvc_aggregators", GAUGE, "Consumers that asked for entries in the last 30 seconds.",
                             ("partition",), is_shared=True)
 

@@ -38,7 +38,7 @@ async def get_messages(request: web.Request) -> web.Response:
     limit, before = parse_limit(request.query.get("limit")), parse_cursor(request.query.get("before"))
 
     async def answer() -> bytes:
-        return orjson.dumps(render_page(await request.app[MESSAGES].newest(app, limit, before)))
+        return orjson.dumps(render_page(await request.app[MESSAGES].newest(app, limit, before), app.timezone))
 
     return await fresh(request, ("recent messages", str(limit), repr(before)), answer)
 
@@ -100,9 +100,9 @@ def parse_choice(name: str, text: str, allowed: tuple[str, ...]) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------- render
-def render_page(page: Page) -> dict[str, Any]:
-    """The body of ``GET /v1/messages``."""
-    return {"messages": [render_message(message) for message in page.messages],
+def render_page(page: Page, timezone: str) -> dict[str, Any]:
+    """The body of ``GET /v1/messages``; *timezone* is the app's, for whoever shows times or asks for days."""
+    return {"timezone": timezone, "messages": [render_message(message) for message in page.messages],
             "next": render_cursor(page.next) if page.next else None}
 
 

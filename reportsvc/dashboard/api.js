@@ -19,7 +19,7 @@ import { authorization, session } from "./session.js";
  *   channels: Record<string, Totals>, kinds: Record<string, Totals>}} WholeMessage
  * @typedef {{time: string, start: number, new: Totals, cumulative: Totals}} Interval
  * @typedef {{msg_id: string, interval: string, timezone: string, series: Interval[]}} Timeline
- * @typedef {{messages: Message[], next: string | null}} MessagePage
+ * @typedef {{timezone: string, messages: Message[], next: string | null}} MessagePage
  * @typedef {{time_unit: string, start: string, duration: number, items: Record<string, any>[]}} Users
  * @typedef {"signed-out" | "forbidden" | "not-found" | "rate-limited" | "store-down" | "offline" | "refused" | "failed"
  *   } Kind
@@ -95,8 +95,7 @@ export const api = {
    */
   async messages({ limit, before, ...options } = {}) {
     const page = await call("v1/messages", { query: { limit, before }, ...options });
-    // A list does not tell the timezone of its times, but every timeline does.
-    if (session.now && !session.now.zone && page.messages.length) await api.timeline(page.messages[0].msg_id, options);
+    session.learn(page.timezone);
     return page;
   },
 
@@ -105,8 +104,7 @@ export const api = {
 
   /**
    * @param {string} id
-   * @param {{interval?: string, platform?: string, signal?: AbortSignal, credentials?: {key: string, secret: string}
-   *   }} [options]
+   * @param {{interval?: string, platform?: string, signal?: AbortSignal}} [options]
    * @returns {Promise<Timeline>}
    */
   async timeline(id, { interval, platform, ...options } = {}) {
@@ -130,14 +128,12 @@ export const api = {
 };
 
 /**
- * Check credentials, and learn the timezone of their app if it has a message.
+ * Check credentials, and learn the timezone of their app.
  *
  * @param {string} key
  * @param {string} secret
  * @returns {Promise<import("./session.js").Session>}
  */
 export async function check(key, secret) {
-  const credentials = { key, secret };
-  const [newest] = (await api.messages({ limit: 1, credentials })).messages;
-  return { key, secret, zone: newest ? (await api.timeline(newest.msg_id, { credentials })).timezone : "" };
+  return { key, secret, zone: (await api.messages({ limit: 1, credentials: { key, secret } })).timezone };
 }

@@ -1,7 +1,7 @@
 // Who is signed in. The credentials live in this tab's session storage and in the Authorization header, nowhere else:
 // no cookie, no address, no other tab.
 
-/** @typedef {{key: string, secret: string, zone: string}} Session the timezone is empty while it is not known */
+/** @typedef {{key: string, secret: string, zone: string}} Session with the timezone of the app */
 
 const STORED = "reportsvc.session";
 

@@ -88,7 +88,9 @@ class StoreFigures:
             metrics.JOURNAL_ENTRIES: by_partition([look[0] for look in looks]),
             metrics.JOURNAL_PENDING: by_partition([look[1] for look in looks]),
             metrics.JOURNAL_OLDEST: by_partition([look[2] / 1000 for look in looks]),
-            metrics.JOURNAL_BYTES: by_partition([size or 0 for size in sizes]),
+            metrics.JOURNAL_BYTES: [
+                ((str(partition), self._redis.node_of(journal_key(partition))), size or 0)
+                for partition, size in enumerate(sizes)],
             metrics.AGGREGATORS: by_partition([look[3] for look in looks]),
         }
 

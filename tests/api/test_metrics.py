@@ -17,6 +17,7 @@ from reportsvc.config import Config
 from reportsvc.metrics import COUNTER, HISTOGRAM, METRICS, Metrics
 from reportsvc.pipeline import figures
 from reportsvc.storage.embedded import EmbeddedRedis
+from tests.api.helpers import raw
 from tests.support.clickhouse_http import clickhouse_http_server
 from tests.support.service import Account, Clock, Running, running
 
@@ -88,7 +89,7 @@ async def test_waiting_entries_are_told_with_their_age(running_service: Running,
     assert found["reportsvc_journal_entries", "0"] == 2
     assert found["reportsvc_journal_pending_entries", "0"] == 0
     assert 0.4 <= found["reportsvc_journal_oldest_seconds", "0"] < 60
-    assert found["reportsvc_journal_bytes", "0"] == await running_service.service.journal.backlog_bytes() > 0
+    assert found["reportsvc_journal_bytes", "0", ""] == await running_service.service.journal.backlog_bytes() > 0
     assert found["reportsvc_aggregators", "0"] == 0  # it has left
 
 
@@ -223,10 +224,12 @@ async def test_token_is_asked_for_if_one_is_set(config: Config, clock: Clock, da
         refused = [await service.call("GET", "/metrics", headers=headers) for headers in (
             {}, {"Authorization": "Bearer t0ken-of-others"}, {"Authorization": "Basic t0ken-of-ours"},
             {"Authorization": "Bearer"})]
+        strange = await raw(service, b"GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\n"
+                                     b"Connection: close\r\n\r\n")
         taken = await service.call("GET", "/metrics", headers={"Authorization": "bearer t0ken-of-ours"})
 
-    assert [(answer.status, answer.json) for answer in refused] == [(401, {"error": {
-        "code": "unauthorized", "message": "a Bearer token is needed here, and this is none or another one"}})] * 4
+    assert [(answer.status, answer.json) for answer in (*refused, strange)] == [(401, {"error": {
+        "code": "unauthorized", "message": "a Bearer token is needed here, and this is none or another one"}})] * 5
     assert taken.status == 200
 
 

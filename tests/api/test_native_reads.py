@@ -75,7 +75,7 @@ async def test_list_has_pushes_and_reported_messages(running_service: Running, a
 
     created_at = (await read(running_service, account, "/v1/messages/new"))["message"]["created_at"]
     assert noon <= created_at < noon + 60
-    assert await read(running_service, account, "/v1/messages") == {"next": None, "messages": [
+    assert await read(running_service, account, "/v1/messages") == {"timezone": "UTC", "next": None, "messages": [
         BARE | {"msg_id": "new", "kind": "message", "created_at": created_at, "expires_at": created_at + 30 * DAY,
                 "totals": NO_TOTALS | {"target": 1}},
         BARE | {"msg_id": "seen", "first_event_at": hour - HOUR, "last_event_at": hour,
@@ -290,6 +290,7 @@ async def test_timeline_by_hour(running_service: Running, clock: Clock) -> None:
             {"time": f"{day} 10:00", "start": first, "new": {"received": 2}, "cumulative": {"received": 2}},
             {"time": f"{day} 11:00", "start": first + HOUR, "new": {"received": 1, "click": 1},
              "cumulative": {"received": 3, "click": 1}}]}
+    assert (await read(running_service, account, "/v1/messages"))["timezone"] == "Asia/Kathmandu"
 
 
 async def test_timeline_by_platform(running_service: Running, account: Account, clock: Clock) -> None:
@@ -365,7 +366,7 @@ async def test_messages_live_a_month_from_the_last_delivery(running_service: Run
     for _ in range(2):  # before the sweep and after it
         clock.ahead += 7 * DAY
         assert await read(running_service, account, "/v1/messages") == {
-            "messages": [BARE | {"msg_id": "push"} | kept], "next": None}
+            "timezone": "UTC", "messages": [BARE | {"msg_id": "push"} | kept], "next": None}
         assert await read(running_service, account, "/v1/messages/push") == {"message": BARE | kept | {
             "msg_id": "push", "payload": "Hello", "audience": "all", "breakdown": [], "platforms": {}, "channels": {},
             "kinds": {}}}
@@ -413,7 +414,7 @@ async def test_unknown_message(running_service: Running, account: Account) -> No
         for path in (f"/v1/messages/{msg_id}", f"/v1/messages/{msg_id}/timeline?interval=day"):
             answer = await running_service.call("GET", path, account)
             assert (answer.status, answer.json) == (404, native_error("not_found", f"message {msg_id} is not known"))
-    assert await read(running_service, account, "/v1/messages") == {"messages": [], "next": None}
+    assert await read(running_service, account, "/v1/messages") == {"timezone": "UTC", "messages": [], "next": None}
 
 
 PATHS = ("/v1/messages", "/v1/messages/m", "/v1/messages/m/timeline")

@@ -155,8 +155,8 @@ GET_MESSAGES: Final = Operation(
               "How many messages."),
         query("before", string(), "`next` of the page before.")],
     answers={200: Answer("A page, newest first.", Content(ref("Messages"), [
-        Example("a page before another", {"messages": [_SHORT], "next": _CURSOR}),
-        Example("no messages", {"messages": [], "next": None})]))},
+        Example("a page before another", {"timezone": "UTC", "messages": [_SHORT], "next": _CURSOR}),
+        Example("no messages", {"timezone": "UTC", "messages": [], "next": None})]))},
     errors=(said(native_reads.parse_limit, "0"), said(native_reads.parse_cursor, "?"), _COUNTERS_AWAY, _REDIS_AWAY))
 GET_MESSAGE: Final = Operation(
     id="getMessage", summary="One message by platform, channel, kind and stage",
@@ -242,6 +242,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         "code": {"const": native.ERRORS[BadRequest][1]}, "message": string(), "rejected": integer(minimum=1),
         "errors": array(ref("ItemError"), minItems=1, maxItems=MAX_ERRORS)})}),
     "Messages": closed_object({
+        "timezone": string("The app's; an IANA name."),
         "messages": array(closed_object(_MESSAGE), maxItems=native_reads.MAX_LIMIT), "next": nullable(string())}),
     "Message": closed_object(_MESSAGE | {
         "payload": {"description": "As it was registered."},
