@@ -37,7 +37,8 @@ HISTOGRAM: Final = "histogram"
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0)
 #: Seconds from the answer to the report; the promise is one.
 _FRESHNESS: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 15.0, 60.0, 600.0, 3600.0)
-_EVENTS: Final = (1.0, 10.0, 100.0, 1000.0, 5000.0, 10_000.0, 20_000.0, 40_000.0, 60_000.0)
+_EVENTS: Final = (1.0, 10.0, 100.0, 1000.0, 5000.0, 10_000.0, 20_000.0, 40_000.0, 60_000.0,
+                  120_000.0)
 #: Labels come from closed lists; where one does not, it stops here.
 _MOST_CHILDREN: Final = 1000
 

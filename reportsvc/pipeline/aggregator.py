@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 GROUP: Final = "aggregator"
 #: One insert of this many events takes well under the second that freshness allows.
-MAX_BATCH_EVENTS: Final = 60_000
+MAX_BATCH_EVENTS: Final = 120_000
 #: Entries asked for at once; with group commit one holds from one event to thousands.
 _READ_COUNT: Final = 200
 #: A consumer that has not finished an entry for so long is taken for dead. Taking over from a slow one is harmless.

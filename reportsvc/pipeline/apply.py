@@ -30,7 +30,7 @@ from reportsvc.registry.messages import Messages, received_by, targets_of
 from reportsvc.registry.pushes import PushRegistry
 from reportsvc.storage import rowbinary as rb
 from reportsvc.storage.clickhouse import ClickHouse
-from reportsvc.storage.device_set import CHUNK_BITS, CHUNK_SIZE, Numbers, decode_chunk
+from reportsvc.storage.device_set import CHUNK_BITS, CHUNK_SIZE, Numbers, add_chunks, decode_chunk
 from reportsvc.storage.queries import NEVER, Broadcast, Queries
 from reportsvc.storage.redis import Redis, app_keys_pattern, epoch_key
 
@@ -246,11 +246,10 @@ class Applier:
     # ------------------------------------------------------------------------------------------------------------- sets
     async def _store_sets(self, columns: Sequence[_Columns]) -> None:
         pushes = await self._touch([touch for one in columns for touch in _touches(one)])
-        commands = [targets_of(one.app.id, msg_id).add_chunk(chunk, offsets, self._limit)
-                    for one in columns for msg_id, chunk, offsets in _chunks(one, _TARGETS)]
-        commands += [received_by(one.app.id, msg_id).add_chunk(chunk, offsets, self._limit)
-                     for one in columns for msg_id, chunk, offsets in _chunks(one, [_RECEIVED])]
-        await self._redis.run(commands)
+        parts = [(devices_of(one.app.id, msg_id), chunk, offsets) for one in columns
+                 for devices_of, stages in ((targets_of, _TARGETS), (received_by, [_RECEIVED]))
+                 for msg_id, chunk, offsets in _chunks(one, stages)]
+        await self._redis.run(list(add_chunks(parts, self._limit, self._redis)))
         for app_id in {touch.app_id for touch, _ in pushes}:
             mine = [(touch, is_finished) for touch, is_finished in pushes if touch.app_id == app_id]
             noted = await self._pushes.note_completions(

@@ -8,7 +8,8 @@ retention sweep removes them together (see ARCHITECTURE.md, Retention).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -30,12 +31,14 @@ REDIS_INTSET_ENTRIES: Final = 512
 #: From so many members on, a bitmap of them travels beside them: one BITOP is then cheaper than setting bit by bit, for
 #: Redis and for its log.
 _MANY: Final = 512
+#: Chunks that one command adds to, where a server has all keys. Packing, parsing and answering a command costs as much
+#: as adding a few members does.
+_TOGETHER: Final = 64
 
 # Members are stored minus 32 768, so that all of them fit the intset's two-byte form. Offsets arrive as one string of
-# little-endian uint16: one argument instead of thousands. KEYS[2] is there only while a script runs.
+# little-endian uint16: one argument instead of thousands. The spare key is there only while a script runs.
 _LIBRARY: Final = """
-local key, spare = KEYS[1], KEYS[2]
-local function set_bits(members)
+local function set_bits(key, members)
   for from = 1, #members, 1000 do
     local part = {}
     for i = from, math.min(from + 999, #members) do
@@ -45,55 +48,60 @@ local function set_bits(members)
     redis.call('BITFIELD', key, unpack(part))
   end
 end
-local function add_bitmap(bitmap)
+local function add_bitmap(key, spare, bitmap)
   redis.call('SET', spare, bitmap)
   redis.call('BITOP', 'OR', key, key, spare)
   redis.call('DEL', spare)
 end
-local function to_bitmap(kind)
+local function to_bitmap(key, kind)
   local members = kind == 'set' and redis.call('SMEMBERS', key) or {}
   for i = 1, #members do members[i] = tonumber(members[i]) + 32768 end
   redis.call('DEL', key)
   redis.call('SETBIT', key, 65535, 0)
-  set_bits(members)
+  set_bits(key, members)
 end
 """
 
+# KEYS: for each chunk its key and the spare one. ARGV: the limit, then for each chunk its offsets and their bitmap,
+# which is empty where they are few.
 _ADD = Script(_LIBRARY + """
-local limit, blob, bitmap = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local kind = redis.call('TYPE', key).ok
-if kind ~= 'string' then
-  local size = kind == 'set' and redis.call('SCARD', key) or 0
-  if size + #blob / 2 <= limit then
-    for from = 1, #blob, 2000 do
-      local part = {}
-      for i = from, math.min(from + 1999, #blob), 2 do
-        local low, high = string.byte(blob, i, i + 1)
-        part[#part + 1] = low + high * 256 - 32768
+local limit = tonumber(ARGV[1])
+local function add(key, spare, blob, bitmap)
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'string' then
+    local size = kind == 'set' and redis.call('SCARD', key) or 0
+    if size + #blob / 2 <= limit then
+      for from = 1, #blob, 2000 do
+        local part = {}
+        for i = from, math.min(from + 1999, #blob), 2 do
+          local low, high = string.byte(blob, i, i + 1)
+          part[#part + 1] = low + high * 256 - 32768
+        end
+        redis.call('SADD', key, unpack(part))
       end
-      redis.call('SADD', key, unpack(part))
+      return
     end
-    return 0
+    to_bitmap(key, kind)
   end
-  to_bitmap(kind)
-end
-if bitmap ~= '' then
-  add_bitmap(bitmap)
-else
-  local members = {}
-  for i = 1, #blob, 2 do
-    local low, high = string.byte(blob, i, i + 1)
-    members[#members + 1] = low + high * 256
+  if bitmap ~= '' then
+    add_bitmap(key, spare, bitmap)
+  else
+    local members = {}
+    for i = 1, #blob, 2 do
+      local low, high = string.byte(blob, i, i + 1)
+      members[#members + 1] = low + high * 256
+    end
+    set_bits(key, members)
   end
-  set_bits(members)
 end
+for n = 2, #KEYS, 2 do add(KEYS[n - 1], KEYS[n], ARGV[n], ARGV[n + 1]) end
 return 1
 """)
 
 _UNION = Script(_LIBRARY + """
-local kind = redis.call('TYPE', key).ok
-if kind ~= 'string' then to_bitmap(kind) end
-add_bitmap(ARGV[1])
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'string' then to_bitmap(KEYS[1], kind) end
+add_bitmap(KEYS[1], KEYS[2], ARGV[1])
 return 1
 """)
 
@@ -180,8 +188,7 @@ class DeviceSet:
 
     def add_chunk(self, chunk: int, offsets: bytes, limit: int) -> Command:
         """Add numbers of one chunk, given as packed uint16 offsets; *limit* as :func:`small_chunk_limit` tells."""
-        bitmap = _bitmap(offsets) if len(offsets) > 2 * _MANY else b""
-        return _ADD(self._keys(chunk), limit, offsets, bitmap)
+        return _add([(self, chunk, offsets)], limit)
 
     def add(self, numbers: Numbers, limit: int) -> list[Command]:
         """Add *numbers*, in any order."""
@@ -215,6 +222,22 @@ class DeviceSet:
     async def size(self, redis: Redis, end: int) -> int:
         """How many members there are; *end* is over the largest number."""
         return sum(await redis.run([_SIZE((self.chunk_key(chunk),)) for chunk in chunks_below(end)]))
+
+
+def add_chunks(parts: Iterable[tuple[DeviceSet, int, bytes]], limit: int, redis: Redis) -> Iterator[Command]:
+    """What adds to chunks of any sets; each part as :meth:`DeviceSet.add_chunk` has it."""
+    iterator = iter(parts)
+    while some := list(islice(iterator, 1 if redis.is_cluster else _TOGETHER)):
+        yield _add(some, limit)
+
+
+def _add(parts: Sequence[tuple[DeviceSet, int, bytes]], limit: int) -> Command:
+    keys: list[str] = []
+    arguments: list[bytes] = []
+    for devices, chunk, offsets in parts:
+        keys += devices._keys(chunk)
+        arguments += (offsets, _bitmap(offsets) if len(offsets) > 2 * _MANY else b"")
+    return _ADD(keys, limit, *arguments)
 
 
 async def contains(sets: Sequence[DeviceSet], redis: Redis, numbers: Numbers) -> list[npt.NDArray[np.bool_]]:

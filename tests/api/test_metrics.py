@@ -89,7 +89,7 @@ async def test_waiting_entries_are_told_with_their_age(running_service: Running,
     assert found["reportsvc_journal_entries", "0"] == 2
     assert found["reportsvc_journal_pending_entries", "0"] == 0
     assert 0.4 <= found["reportsvc_journal_oldest_seconds", "0"] < 60
-    assert found["reportsvc_journal_bytes", "0", ""] == await running_service.service.journal.backlog_bytes() > 0
+    assert found["reportsvc_journal_bytes", "", "0"] == await running_service.service.journal.backlog_bytes() > 0
     assert found["reportsvc_aggregators", "0"] == 0  # it has left
 
 

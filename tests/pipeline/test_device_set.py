@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from reportsvc.registry.interests import subscribers
 from reportsvc.registry.messages import received_by, targets_of
 from reportsvc.storage.device_set import (CHUNK_SIZE, MAX_SMALL_CHUNK, REDIS_INTSET_ENTRIES, DeviceSet, Numbers,
-                                          chunk_of, chunks_below, small_chunk_limit)
+                                          add_chunks, chunk_of, chunks_below, small_chunk_limit)
 from reportsvc.storage.redis import Redis, spare_key
 from tests.support.redis_cluster import slot_of
 
@@ -316,3 +316,22 @@ def test_spare_keys_are_where_their_sets_are(key: str) -> None:
     anything else."""
     assert slot_of(spare_key(key)) == slot_of(key)
     assert spare_key(key) != key
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+async def test_many_chunks_are_added_to_at_once(redis: Redis, count: int) -> None:
+    """Chunks of several sets, small ones and such as become bitmaps, each get theirs, in as few commands as may be."""
+    limit = await small_chunk_limit(redis)
+    sets = [new_set(), new_set(), new_set()]
+    given = [(sets[number % 3], number // 3, spread(0, number, 7, 600 if number % 5 else limit + 10))
+             for number in range(count)]
+    commands = list(add_chunks([(one, chunk, offsets.astype("<u2").tobytes()) for one, chunk, offsets in given],
+                               limit, redis))
+    await redis.run(commands)
+
+    assert len(commands) == (count if redis.is_cluster else -(-count // 64))
+    for one, chunk, offsets in given:
+        expected = sorted(set((offsets + np.uint32(chunk * CHUNK_SIZE)).tolist()))
+        assert (await one.read_chunk(redis, chunk)).tolist() == expected
+    assert [await one.size(redis, _TEN_MILLION) for one in sets] == [
+        sum(len(set(offsets.tolist())) for other, _, offsets in given if other is one) for one in sets]
