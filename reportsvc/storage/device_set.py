@@ -36,8 +36,22 @@ _MANY: Final = 512
 _TOGETHER: Final = 64
 
 # Members are stored minus 32 768, so that all of them fit the intset's two-byte form. Offsets arrive as one string of
-# little-endian uint16: one argument instead of thousands. The spare key is there only while a script runs.
-_LIBRARY: Final = """
+# little-endian uint16: one argument instead of thousands. They are taken out a thousand at a time, as a call of Lua has
+# room for no more than some thousand values. The spare key is there only while a script runs.
+_OFFSETS: Final = """
+local function offsets_of(blob, from)
+  local to = math.min(from + 1999, #blob)
+  local offsets = {struct.unpack('<' .. string.rep('H', (to - from + 1) / 2), blob, from)}
+  offsets[#offsets] = nil  -- the last is where it stopped
+  return offsets
+end
+local function members_of(blob, from)
+  local members = offsets_of(blob, from)
+  for i = 1, #members do members[i] = members[i] - 32768 end
+  return members
+end
+"""
+_LIBRARY: Final = _OFFSETS + """
 local function set_bits(key, members)
   for from = 1, #members, 1000 do
     local part = {}
@@ -71,14 +85,7 @@ local function add(key, spare, blob, bitmap)
   if kind ~= 'string' then
     local size = kind == 'set' and redis.call('SCARD', key) or 0
     if size + #blob / 2 <= limit then
-      for from = 1, #blob, 2000 do
-        local part = {}
-        for i = from, math.min(from + 1999, #blob), 2 do
-          local low, high = string.byte(blob, i, i + 1)
-          part[#part + 1] = low + high * 256 - 32768
-        end
-        redis.call('SADD', key, unpack(part))
-      end
+      for from = 1, #blob, 2000 do redis.call('SADD', key, unpack(members_of(blob, from))) end
       return
     end
     to_bitmap(key, kind)
@@ -86,12 +93,7 @@ local function add(key, spare, blob, bitmap)
   if bitmap ~= '' then
     add_bitmap(key, spare, bitmap)
   else
-    local members = {}
-    for i = 1, #blob, 2 do
-      local low, high = string.byte(blob, i, i + 1)
-      members[#members + 1] = low + high * 256
-    end
-    set_bits(key, members)
+    for from = 1, #blob, 2000 do set_bits(key, offsets_of(blob, from)) end
   end
 end
 for n = 2, #KEYS, 2 do add(KEYS[n - 1], KEYS[n], ARGV[n], ARGV[n + 1]) end
@@ -119,7 +121,7 @@ return 1
 """)
 
 # Either the whole bitmap (first 1), which is quicker to look through elsewhere, or a byte for each member asked for.
-_CONTAINS = Script("""
+_CONTAINS = Script(_OFFSETS + """
 local key, blob = KEYS[1], ARGV[1]
 local kind = redis.call('TYPE', key).ok
 local out = {}
@@ -130,13 +132,8 @@ if kind == 'string' then
     out[#out + 1] = string.char(redis.call('GETBIT', key, low + high * 256))
   end
 elseif kind == 'set' then
-  local members = {}
-  for i = 1, #blob, 2 do
-    local low, high = string.byte(blob, i, i + 1)
-    members[#members + 1] = low + high * 256 - 32768
-  end
-  for from = 1, #members, 1000 do
-    local found = redis.call('SMISMEMBER', key, unpack(members, from, math.min(from + 999, #members)))
+  for from = 1, #blob, 2000 do
+    local found = redis.call('SMISMEMBER', key, unpack(members_of(blob, from)))
     for _, one in ipairs(found) do out[#out + 1] = string.char(one) end
   end
 else

@@ -285,7 +285,7 @@ class Redis:
         """The reply of each command, an error among them as it is.
 
         The driver's own pipeline packs word by word in Python and sets a deadline for each reply, which together takes
-        longer than Redis does.
+        longer than Redis does. Its parser is therefore asked without its connection in between.
         """
         pool = self._client.connection_pool
         async with asyncio.timeout(self._timeout):  # a server that hangs takes connections, and says nothing on them
@@ -293,7 +293,8 @@ class Redis:
         try:
             async with asyncio.timeout(self._timeout):
                 await connection.send_packed_command([hiredis.pack_command(tuple(command)) for command in commands])
-                return [self._parsed(command[0], await _reply(connection)) for command in commands]
+                read = connection._parser.read_response
+                return [self._parsed(command[0], await read()) for command in commands]
         except BaseException:
             await connection.disconnect(nowait=True)  # a later caller must not be given the replies that are left
             raise
@@ -377,13 +378,6 @@ async def _greet(connection: Any) -> None:
         if isinstance(error, TimeoutError):
             raise RedisTimeoutError("no answer on a new connection") from error
         raise
-
-
-async def _reply(connection: Any) -> Any:
-    try:
-        return await connection.read_response()
-    except ResponseError as error:
-        return error
 
 
 async def _finish(call: Awaitable[T]) -> T:
