@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from reportsvc.errors import DataLost, StoreUnavailable
 from reportsvc.storage.queries import Queries
-from reportsvc.storage.redis import Command, Redis, Script, devices_key
+from reportsvc.storage.redis import Command, Question, Redis, Script, devices_key
 
 T = TypeVar("T")
 
@@ -223,18 +223,25 @@ class DeviceRegistry:
 
     async def look_up(self, app_id: int, device_ids: Sequence[str]) -> Found:
         """The same in columns, which is quicker for many."""
+        question = self.question(app_id, device_ids)
+        return question.parse(await self._redis.run(question.commands))
+
+    def question(self, app_id: int, device_ids: Sequence[str]) -> Question[Found]:
+        """The same, to be asked beside something else."""
         places = _by_bucket(device_ids)
         check = self._checker(app_id, places)
-        replies = await self._redis.run([
+
+        def parse(replies: Sequence[Any]) -> Found:
+            found: list[bytes] = [_UNKNOWN] * len(device_ids)
+            for (bucket, positions), (counters, *values) in zip(places.items(), replies, strict=True):
+                check(bucket, _counts(counters)[0])
+                for position, value in zip(positions, values, strict=True):
+                    if value:
+                        found[position] = value
+            return Found.parse(found)
+        return Question([
             ("HMGET", devices_key(app_id, bucket), _COUNTERS, *(device_ids[position] for position in positions))
-            for bucket, positions in places.items()])
-        found: list[bytes] = [_UNKNOWN] * len(device_ids)
-        for (bucket, positions), (counters, *values) in zip(places.items(), replies, strict=True):
-            check(bucket, _counts(counters)[0])
-            for position, value in zip(positions, values, strict=True):
-                if value:
-                    found[position] = value
-        return Found.parse(found)
+            for bucket, positions in places.items()], parse)
 
     async def number(self, app_id: int, ranks: Mapping[str, int], now: int, *, registering: bool) -> list[Device]:
         """The devices with these ids, in their order, numbering those that are new.

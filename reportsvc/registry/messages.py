@@ -139,6 +139,12 @@ class MessageState:
     #: The chunks in which its device sets may have members.
     chunks: Sequence[int]
 
+    @classmethod
+    def parse(cls, reply: Sequence[bytes | None]) -> MessageState:
+        """What :meth:`Messages.state_command` answers."""
+        last, push, finished, chunks, end = reply
+        return cls(int(last or 0), push, int(finished or 0), _chunk_numbers(chunks or b"", int(end or -1)))
+
     def is_kept(self, expires_at: int, now: float) -> bool:
         """Whether the push, which expires at *expires_at*, is still told of."""
         return expires_at > now or dies_at(self.last) > now
@@ -191,17 +197,14 @@ class Messages:
         """Note that the members of the audience are in the sets."""
         return ("HDEL", message_key(app_id, msg_id), "a")
 
-    async def state(self, app_id: int, msg_id: str) -> MessageState:
-        """What is known of the message; an unknown one has no delivery and no push."""
-        return (await self.states(app_id, [msg_id]))[msg_id]
-
     async def states(self, app_id: int, msg_ids: Sequence[str]) -> dict[str, MessageState]:
-        """The same for many."""
-        replies = await self._redis.run([
-            ("HMGET", message_key(app_id, msg_id), "l", "p", "f", "c", "n") for msg_id in msg_ids])
-        return {msg_id: MessageState(int(last or 0), push, int(finished or 0),
-                                     _chunk_numbers(chunks or b"", int(end or -1)))
-                for msg_id, (last, push, finished, chunks, end) in zip(msg_ids, replies, strict=True)}
+        """What is known of the messages; an unknown one has no delivery and no push."""
+        replies = await self._redis.run([self.state_command(app_id, msg_id) for msg_id in msg_ids])
+        return dict(zip(msg_ids, map(MessageState.parse, replies), strict=True))
+
+    def state_command(self, app_id: int, msg_id: str) -> Command:
+        """The command whose reply :meth:`MessageState.parse` understands."""
+        return ("HMGET", message_key(app_id, msg_id), "l", "p", "f", "c", "n")
 
     def finish(self, app_id: int, msg_id: str, now: int) -> Command:
         """Note that every target has the message; the first note stays."""

@@ -20,7 +20,7 @@ from reportsvc.registry.devices import BUCKETS, Device
 from reportsvc.registry.messages import Messages, MessageState, received_by, targets_of
 from reportsvc.storage.device_set import CHUNK_BITS, CHUNK_SIZE, Numbers, chunks_below, decode_chunk
 from reportsvc.storage.queries import DeviceRow, Queries
-from reportsvc.storage.redis import Redis
+from reportsvc.storage.redis import Question, Redis
 
 #: Pushy lists so many pending devices at most.
 MAX_PENDING: Final = 1000
@@ -103,8 +103,15 @@ class PushRegistry:
 
     async def find(self, app_id: int, msg_id: str) -> tuple[PushRecord | None, MessageState]:
         """The push, and what else is known of the message."""
-        state = await self._messages.state(app_id, msg_id)
-        return self._parse(msg_id, state) if state.push else None, state
+        question = self.question(app_id, msg_id)
+        return question.parse(await self._redis.run(question.commands))
+
+    def question(self, app_id: int, msg_id: str) -> Question[tuple[PushRecord | None, MessageState]]:
+        """The same, to be asked beside something else."""
+        def parse(replies: Sequence[Any]) -> tuple[PushRecord | None, MessageState]:
+            state = MessageState.parse(replies[0])
+            return self._parse(msg_id, state) if state.push else None, state
+        return Question([self._messages.state_command(app_id, msg_id)], parse)
 
     async def pending(self, app_id: int, push: PushRecord, state: MessageState, label: str) -> list[DeviceRow]:
         """Devices that are targets and have not received it, at most :data:`MAX_PENDING`, of the followed platforms.

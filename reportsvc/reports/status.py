@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta
@@ -60,8 +59,8 @@ class StatusReport:
             raise BadParameter("date", "it is in the future")
         wanted = list(dict.fromkeys(device_ids))
         # Asked together, though only today's status is about the push as it is now: one wait instead of two.
-        found, (push, state) = await asyncio.gather(
-            self._devices.look_up(app.id, wanted), self._pushes.find(app.id, msg_id))
+        found, (push, state) = await self._redis.ask(
+            self._devices.question(app.id, wanted), self._pushes.question(app.id, msg_id))
         if day in (None, today):
             codes = await self._now(app, msg_id, found, push, state.last)
             return dict(zip(wanted, map(_STATUSES.__getitem__, codes.tolist()), strict=True))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import hiredis
 from redis.asyncio import BlockingConnectionPool
@@ -28,6 +28,7 @@ from reportsvc.errors import StoreUnavailable
 from reportsvc.storage.redis_cluster import Cluster
 
 T = TypeVar("T")
+U = TypeVar("U")
 Command = Sequence[Any]
 
 #: Long enough for a report over a thousand devices on a busy server, short enough for a caller to try elsewhere.
@@ -199,6 +200,14 @@ def _writes(command: Command) -> bool:
 
 
 # -------------------------------------------------------------------------------------------------------------- client
+@dataclass(frozen=True, slots=True)
+class Question(Generic[T]):
+    """Commands, and what makes an answer of their replies; two may share a round trip, see :meth:`Redis.ask`."""
+
+    commands: Sequence[Command]
+    parse: Callable[[Sequence[Any]], T]
+
+
 class Redis:
     """A server or a cluster, told apart by the URL (``redis+cluster://``).
 
@@ -247,6 +256,11 @@ class Redis:
         if not commands:
             return []
         return await _finish(self._run(commands))
+
+    async def ask(self, one: Question[T], other: Question[U]) -> tuple[T, U]:
+        """The answers to both."""
+        replies = await self.run([*one.commands, *other.commands])
+        return one.parse(replies[:len(one.commands)]), other.parse(replies[len(one.commands):])
 
     async def _run(self, commands: Sequence[Command]) -> list[Any]:
         replies = await self._send(commands)
