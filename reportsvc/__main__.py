@@ -256,7 +256,8 @@ async def _migrate(options: argparse.Namespace, config: Config) -> None:
         raise BadConfig("the service is running on this data directory and has applied every migration; "
                         "stop it to migrate by hand")
     config.data_dir.mkdir(parents=True, exist_ok=True)
-    clickhouse = ClickHouse(config.clickhouse_url, config.data_dir / "clickhouse", cluster=config.clickhouse_cluster)
+    clickhouse = ClickHouse(config.clickhouse_url, config.data_dir / "clickhouse", cluster=config.clickhouse_cluster,
+                            disk_reserve=config.disk_reserve)
     try:
         schema = Schema(clickhouse)
         if options.dry_run:
@@ -284,7 +285,7 @@ async def _rebuild(options: argparse.Namespace, config: Config) -> None:
     with DataDirLock(config.data_dir):
         async with redis_of(config) as redis:
             clickhouse = ClickHouse(config.clickhouse_url, config.data_dir / "clickhouse",
-                                    cluster=config.clickhouse_cluster)
+                                    cluster=config.clickhouse_cluster, disk_reserve=config.disk_reserve)
             try:
                 await Schema(clickhouse).up()
                 counts = await Rebuild(redis, clickhouse, lambda line: print(line, flush=True)).run(force=options.force)

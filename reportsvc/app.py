@@ -193,7 +193,7 @@ class _Opened:
             await self._started(self._peers)
         redis = await self._open_redis()
         clickhouse = ClickHouse(config.clickhouse_url, config.data_dir / "clickhouse", self._database, metrics.queried,
-                                cluster=config.clickhouse_cluster)
+                                cluster=config.clickhouse_cluster, disk_reserve=config.disk_reserve)
         self._closers.append(clickhouse.close)
         await self._migrate(Schema(clickhouse))
         queries = Queries(clickhouse)

@@ -83,6 +83,8 @@ class Config:
     #: Journal streams, 1-64. One aggregator keeps up with one stream on one machine; raise it to the number of
     #: aggregator processes. It can grow at any time, and shrink once the streams given up are empty.
     partitions: int = 1
+    #: Free space, in bytes, below which the embedded ClickHouse writes nothing; see storage/clickhouse.py.
+    disk_reserve: int = 256 << 20
     #: Bytes of journal in Redis above which ingest answers 503. Events take 60 bytes in batches and 180 alone, so 1 GiB
     #: is four hours without ClickHouse at 1 000 events a second in batches, and still small beside the device sets.
     journal_max_bytes: int = 1 << 30
@@ -236,6 +238,7 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     "REPORTSVC_CLICKHOUSE_CLUSTER": Variable(_name, "the name of a cluster, letters, digits, _ and -"),
     "REPORTSVC_FSYNC": Variable(_one_of(*FSYNC_POLICIES), " or ".join(FSYNC_POLICIES)),
     "REPORTSVC_PARTITIONS": Variable(_whole(1, 64), "a whole number of streams, 1 to 64"),
+    "REPORTSVC_DISK_RESERVE": Variable(_whole(0, 1 << 60), "a whole number of bytes, 0 or more"),
     "REPORTSVC_JOURNAL_MAX_BYTES": Variable(_whole(1 << 20, 1 << 50), "a whole number of bytes, 1048576 or more"),
     "REPORTSVC_LINGER_MS": Variable(_whole(0, 10_000), "a whole number of milliseconds, 0 to 10000"),
     "REPORTSVC_DEVICE_CACHE": Variable(_whole(1000, 1 << 32), "a whole number of devices, 1000 or more"),

@@ -3,12 +3,17 @@
 The driver blocks its thread, so calls run in two small pools of threads, each thread with a client of its own: one
 pool for reports, one for the aggregator's writes, so that a slow insert never makes a report wait. Every insert of
 this service is a union or a keyed upsert; the driver may therefore send one again.
+
+The engine in this process takes a write that the kernel refuses for one that worked (seen with chDB 26.9): an insert or
+a merge that runs out of disk is answered well, and its rows are gone. Nothing is therefore written, and nothing merged,
+while there is less free space than a reserve that no insert can use up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +41,8 @@ REPORT_GRACE_SECONDS: Final = 3
 WRITE_TIMEOUT_SECONDS: Final = 120
 REPORT_THREADS: Final = 4
 WRITE_THREADS: Final = 2
+#: Free space without which the engine in this process writes nothing: many inserts, and seconds of a busy Redis beside.
+DISK_RESERVE_BYTES: Final = 256 << 20
 
 #: Server codes that mean the statement itself is wrong: a bug here, which must not look like an outage.
 #: https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp
@@ -48,13 +55,16 @@ class ClickHouse:
     """A database, reached through :meth:`query`, :meth:`command` and :meth:`insert`."""
 
     def __init__(self, url: str = "", directory: Path | None = None, database: str = "",
-                 observe: Callable[[str, float], None] = lambda label, seconds: None, *, cluster: str = "") -> None:
+                 observe: Callable[[str, float], None] = lambda label, seconds: None, *, cluster: str = "",
+                 disk_reserve: int = DISK_RESERVE_BYTES) -> None:
         """Connect lazily to *url*, or, without one, open the engine on *directory* in this process.
 
         *database* is that of the URL, or ``reportsvc``, unless given. *observe* is told the label of each query that
         was answered, and the seconds that took. *cluster*: the name of the cluster that the server at *url* belongs
-        to, where there is one.
+        to, where there is one. *disk_reserve*: bytes that have to be free where *directory* is.
         """
+        self._disk_reserve = disk_reserve
+        self._is_disk_low = False
         self.cluster = cluster
         self._observe = observe
         self._url = url
@@ -84,6 +94,7 @@ class ClickHouse:
     async def command(self, sql: str, parameters: Mapping[str, Any] | None = None, *, label: str = "") -> Any:
         """Run a statement that changes something."""
         def run(client: Client) -> Any:
+            self._check_disk(client)
             return client.command(sql, parameters=dict(parameters or {}),
                                   settings={"log_comment": label} if label else None)
         return await self._in_thread(self._writes, run)
@@ -91,6 +102,7 @@ class ClickHouse:
     async def insert(self, table: str, columns: Sequence[str], rows: bytes) -> None:
         """Insert *rows*, encoded as RowBinary in the order of *columns*."""
         def run(client: Client) -> None:
+            self._check_disk(client)
             client.raw_insert(table, column_names=columns, insert_block=rows, fmt="RowBinary")
         await self._in_thread(self._writes, run)
 
@@ -98,9 +110,24 @@ class ClickHouse:
         """Finish running calls and give the connections back."""
         await asyncio.to_thread(self._reports.shutdown)
         await asyncio.to_thread(self._writes.shutdown)
+        if self._is_disk_low and self._clients:  # the engine may have other users in this process
+            self._clients[0].command("SYSTEM START MERGES")
         for client in self._clients:
             client.close()
         self._clients.clear()
+
+    def _check_disk(self, client: Client) -> None:
+        """Refuse to write where the disk may fill up meanwhile; see the module."""
+        if self._url:
+            return
+        free = shutil.disk_usage(str(self._directory)).free
+        is_low = free < self._disk_reserve
+        if is_low != self._is_disk_low:
+            client.command(f"SYSTEM {'STOP' if is_low else 'START'} MERGES")
+            self._is_disk_low = is_low
+        if is_low:
+            raise StoreUnavailable("clickhouse", f"{self._directory} has {free >> 20} MiB of free space, and "
+                                                 f"{self._disk_reserve >> 20} MiB are needed to write there")
 
     def _wait_for(self, seconds: float) -> None:
         """Set how long the client of this thread waits for an answer."""

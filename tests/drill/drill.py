@@ -325,12 +325,20 @@ class Embedded(Rig):
             await asyncio.sleep(0.05)
 
     async def fill_disk(self) -> str:
-        """No write of the service to a file succeeds, and that is where ClickHouse is."""
-        seconds = self.scale.outage / 4
-        limit_files(self.service.pid, full=True)
+        """Less is free than the reserve of ClickHouse. (Writes that fail are no drill: the engine in the service takes
+        them for good ones. That they do not come to that is what the reserve is for.)"""
+        seconds, taken = self.scale.outage / 4, self.directory / "taken"
+        await self.service.end()
+        self.service.environment["REPORTSVC_DISK_RESERVE"] = str(shutil.disk_usage(self.directory).free - (1 << 30))
+        await self.service.start()
+        with taken.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 2 << 30)
         await asyncio.sleep(seconds)
-        limit_files(self.service.pid, full=False)
-        return f"every file write of the service (ClickHouse in it) fails for {seconds:g} s"
+        taken.unlink()
+        del self.service.environment["REPORTSVC_DISK_RESERVE"]  # others may fill the disk of this machine later
+        await self.service.end()
+        await self.service.start()
+        return f"the disk is fuller than ClickHouse may fill it for {seconds:g} s"
 
     async def wipe(self) -> None:
         """The directory of Redis is gone."""
@@ -459,13 +467,12 @@ class Servers(Rig):
             await asyncio.sleep(0.1)
 
     async def fill_clickhouse_disk(self) -> str:
-        """No file of ClickHouse can be written."""
+        """ClickHouse has no room for what is inserted."""
         seconds = self.scale.outage / 4
-        assert self._clickhouse.process is not None
-        limit_files(self._clickhouse.process.pid, full=True)
+        await self._clickhouse.fill()
         await asyncio.sleep(seconds)
-        limit_files(self._clickhouse.process.pid, full=False)
-        return f"no file of ClickHouse can be written for {seconds:g} s"
+        await self._clickhouse.recover()
+        return f"ClickHouse has no space for {seconds:g} s"
 
     async def stop_aggregator(self) -> str:
         """A service stands still in the middle of its work for longer than another waits to take that over."""

@@ -161,7 +161,7 @@ def _quote(text: str, mark: str = "'") -> str:
 
 @dataclass
 class Faults:
-    """The switch: ``ok``, ``refuse`` or ``hang``."""
+    """The switch: ``ok``, ``refuse``, ``hang`` or ``full``."""
 
     mode: str = "ok"
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -187,6 +187,9 @@ async def run_statement(request: web.Request) -> web.Response:
     """``GET`` or ``POST /``: one statement."""
     engine = request.app[ENGINE]
     statement = await parse_statement(request)
+    if request.app[FAULTS].mode == "full" and statement.sql.lstrip()[:6].upper() == b"INSERT":
+        return render_error("Code: 243. DB::Exception: Cannot reserve 1.00 MiB, not enough space: this is a test. "
+                            "(NOT_ENOUGH_SPACE)", engine.version)
     try:
         result = await asyncio.get_running_loop().run_in_executor(request.app[THREAD_POOL], engine.run, statement)
     except ChdbError as exc:
@@ -233,10 +236,10 @@ async def ping(request: web.Request) -> web.Response:
 
 
 async def set_fault(request: web.Request) -> web.Response:
-    """``POST /_fault?mode=refuse|hang|ok``: what every other request meets from now on."""
+    """``POST /_fault?mode=refuse|hang|full|ok``: what every other request meets from now on."""
     mode = request.query.get("mode", "")
-    if mode not in ("ok", "refuse", "hang"):
-        raise web.HTTPBadRequest(text="mode is one of ok, refuse, hang")
+    if mode not in ("ok", "refuse", "hang", "full"):
+        raise web.HTTPBadRequest(text="mode is one of ok, refuse, hang, full")
     request.app[FAULTS].switch(mode)
     return web.Response(text="Ok.\n")
 
@@ -315,6 +318,11 @@ class ClickHouseHttp:
     async def hang(self) -> None:
         """Answer no request at all until :meth:`recover`, and carry them out then."""
         await self._switch("hang")
+
+    async def fill(self) -> None:
+        """Refuse to write, as a server does whose disk is full, until :meth:`recover`. (Its engine, which is chDB,
+        would itself take writes that fail for good ones.)"""
+        await self._switch("full")
 
     async def recover(self) -> None:
         """Work again."""

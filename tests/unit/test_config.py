@@ -20,6 +20,7 @@ EVERY_VARIABLE = {
     "REPORTSVC_CLICKHOUSE_CLUSTER": ("push-stats_1", "push-stats_1"),
     "REPORTSVC_FSYNC": ("Always", "always"),
     "REPORTSVC_PARTITIONS": ("64", 64),
+    "REPORTSVC_DISK_RESERVE": ("1073741824", 1 << 30),
     "REPORTSVC_JOURNAL_MAX_BYTES": ("1048576", 1 << 20),
     "REPORTSVC_LINGER_MS": ("0", 0),
     "REPORTSVC_DEVICE_CACHE": ("1000", 1000),
@@ -41,7 +42,7 @@ def test_empty_environment_gives_the_documented_defaults(monkeypatch: pytest.Mon
     assert dataclasses.asdict(Config.from_env({"PATH": "/bin"})) == {
         "host": "127.0.0.1", "port": 8080, "data_dir": tmp_path.resolve() / ".data", "clickhouse_url": "",
         "redis_url": "", "redis_replicas": 0, "clickhouse_cluster": "", "fsync": "everysec", "partitions": 1,
-        "journal_max_bytes": 1 << 30, "linger_ms": 100,
+        "journal_max_bytes": 1 << 30, "disk_reserve": 256 << 20, "linger_ms": 100,
         "device_cache": 2_000_000, "sweep_interval": 3600, "rate_limit": 2400, "rate_limit_native": 0,
         "rate_limit_pushy": 0, "keepalive": 25, "metrics_token": "", "access_log": False, "log_level": "info",
     }

@@ -67,7 +67,7 @@ def test_every_setting_is_in_the_readme_with_its_default() -> None:
     assert set(rows) == set(VARIABLES)
     for name, shown in rows.items():
         value = getattr(defaults, field_of(name))
-        plain = shown.strip("`").replace(" ", "").replace("1GiB", str(1 << 30))
+        plain = shown.strip("`").replace(" ", "").replace("1GiB", str(1 << 30)).replace("256MiB", str(256 << 20))
         text = str(int(value) if isinstance(value, bool) else value)
         assert plain in ((text,) if text else ("embedded", "none")), name
 
