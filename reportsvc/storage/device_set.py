@@ -39,16 +39,16 @@ _TOGETHER: Final = 64
 # little-endian uint16: one argument instead of thousands. They are taken out a thousand at a time, as a call of Lua has
 # room for no more than some thousand values. The spare key is there only while a script runs.
 _OFFSETS: Final = """
-local function offsets_of(blob, from)
-  local to = math.min(from + 1999, #blob)
-  local offsets = {struct.unpack('<' .. string.rep('H', (to - from + 1) / 2), blob, from)}
-  offsets[#offsets] = nil  -- the last is where it stopped
-  return offsets
-end
-local function members_of(blob, from)
-  local members = offsets_of(blob, from)
-  for i = 1, #members do members[i] = members[i] - 32768 end
-  return members
+local function each_part(blob, shift, use)
+  for from = 1, #blob, 2000 do
+    local to = math.min(from + 1999, #blob)
+    local part = {struct.unpack('<' .. string.rep('H', (to - from + 1) / 2), blob, from)}
+    part[#part] = nil  -- the last is where it stopped
+    if shift ~= 0 then
+      for i = 1, #part do part[i] = part[i] + shift end
+    end
+    use(part)
+  end
 end
 """
 _LIBRARY: Final = _OFFSETS + """
@@ -85,7 +85,7 @@ local function add(key, spare, blob, bitmap)
   if kind ~= 'string' then
     local size = kind == 'set' and redis.call('SCARD', key) or 0
     if size + #blob / 2 <= limit then
-      for from = 1, #blob, 2000 do redis.call('SADD', key, unpack(members_of(blob, from))) end
+      each_part(blob, -32768, function(members) redis.call('SADD', key, unpack(members)) end)
       return
     end
     to_bitmap(key, kind)
@@ -93,7 +93,7 @@ local function add(key, spare, blob, bitmap)
   if bitmap ~= '' then
     add_bitmap(key, spare, bitmap)
   else
-    for from = 1, #blob, 2000 do set_bits(key, offsets_of(blob, from)) end
+    each_part(blob, 0, function(offsets) set_bits(key, offsets) end)
   end
 end
 for n = 2, #KEYS, 2 do add(KEYS[n - 1], KEYS[n], ARGV[n], ARGV[n + 1]) end
@@ -107,15 +107,15 @@ add_bitmap(KEYS[1], KEYS[2], ARGV[1])
 return 1
 """)
 
-_REMOVE = Script("""
+_REMOVE = Script(_OFFSETS + """
 local key, blob = KEYS[1], ARGV[1]
 local kind = redis.call('TYPE', key).ok
 if kind == 'none' then return 0 end
-for i = 1, #blob, 2 do
-  local low, high = string.byte(blob, i, i + 1)
-  local offset = low + high * 256
-  if kind == 'string' then redis.call('SETBIT', key, offset, 0) else redis.call('SREM', key, offset - 32768) end
-end
+each_part(blob, 0, function(offsets)
+  for _, offset in ipairs(offsets) do
+    if kind == 'string' then redis.call('SETBIT', key, offset, 0) else redis.call('SREM', key, offset - 32768) end
+  end
+end)
 if kind == 'string' and redis.call('BITCOUNT', key) == 0 then redis.call('DEL', key) end
 return 1
 """)
@@ -127,15 +127,13 @@ local kind = redis.call('TYPE', key).ok
 local out = {}
 if kind == 'string' then
   if #blob > 32 then return {1, redis.call('GET', key)} end
-  for i = 1, #blob, 2 do
-    local low, high = string.byte(blob, i, i + 1)
-    out[#out + 1] = string.char(redis.call('GETBIT', key, low + high * 256))
-  end
+  each_part(blob, 0, function(offsets)
+    for _, offset in ipairs(offsets) do out[#out + 1] = string.char(redis.call('GETBIT', key, offset)) end
+  end)
 elseif kind == 'set' then
-  for from = 1, #blob, 2000 do
-    local found = redis.call('SMISMEMBER', key, unpack(members_of(blob, from)))
-    for _, one in ipairs(found) do out[#out + 1] = string.char(one) end
-  end
+  each_part(blob, -32768, function(members)
+    for _, one in ipairs(redis.call('SMISMEMBER', key, unpack(members))) do out[#out + 1] = string.char(one) end
+  end)
 else
   return {0, string.rep('\\0', #blob / 2)}
 end

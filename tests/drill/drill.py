@@ -329,10 +329,10 @@ class Embedded(Rig):
         them for good ones. That they do not come to that is what the reserve is for.)"""
         seconds, taken = self.scale.outage / 4, self.directory / "taken"
         await self.service.end()
-        self.service.environment["REPORTSVC_DISK_RESERVE"] = str(shutil.disk_usage(self.directory).free - (1 << 30))
+        self.service.environment["REPORTSVC_DISK_RESERVE"] = str(shutil.disk_usage(self.directory).free - (256 << 20))
         await self.service.start()
         with taken.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, 2 << 30)
+            os.posix_fallocate(file.fileno(), 0, 512 << 20)
         await asyncio.sleep(seconds)
         taken.unlink()
         del self.service.environment["REPORTSVC_DISK_RESERVE"]  # others may fill the disk of this machine later
